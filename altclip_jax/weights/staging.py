@@ -1,0 +1,119 @@
+"""Put new files into a folder together: all of them, or none."""
+
+import contextlib
+import io
+import os
+import re
+import secrets
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Self
+
+
+class Staging:
+    """New files of a folder, kept under temporary names until `install` gives them their own.
+
+    Leaving the context removes what was not installed.
+    """
+
+    def __init__(self, folder: Path):
+        self._folder = folder
+        self._token = secrets.token_hex(4)
+        self._staged: dict[str, Path] = {}  # name -> temporary file, in the order of installation
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for temporary in self._staged.values():
+            with contextlib.suppress(OSError):  # what led here matters more
+                temporary.unlink(missing_ok=True)
+
+    def add(self, name: str, blocks: Iterable[bytes | memoryview]) -> None:
+        """Write a file under a temporary name, safely on disk when this returns.
+
+        Args:
+            name: the name it will have.
+            blocks: its content; each block is let go before the next is asked for.
+        """
+        temporary = self._staged[name] = self._folder / f".{name}.{self._token}.tmp"
+        target = self._folder / name
+        with refusals_explained(target):
+            # Not tempfile, whose files only their owner may read. Unbuffered, or closing would fail again.
+            file = temporary.open("xb", buffering=0)
+        with file:
+            for block in blocks:  # an OSError raised here comes from the block's source, not from this file
+                with refusals_explained(target):
+                    _write_all(file, block)
+                del block
+            with refusals_explained(target):
+                os.fsync(file.fileno())
+
+    def install(self, stale: re.Pattern[str] | None = None) -> list[Path]:
+        """Give the staged files their names, the one that was added last as the last.
+
+        That one is taken for an index: where names of other files are in use, the old index is moved away
+        first and comes back if anything fails, so that it never stands beside files that are not its own.
+
+        Args:
+            stale: other files of the folder whose whole name matches are removed in the end.
+
+        Returns:
+            The new files.
+        """
+        targets = [self._folder / name for name in self._staged]
+        with refusals_explained(self._folder):
+            with contextlib.ExitStack() as undo:
+                set_aside = self._set_aside(targets, undo)
+                for temporary, target in zip(self._staged.values(), targets, strict=True):
+                    if target == targets[-1]:
+                        _sync_folder(self._folder)
+                    elif not target.exists():
+                        undo.callback(target.unlink, missing_ok=True)
+                    temporary.replace(target)
+                undo.pop_all()
+            _sync_folder(self._folder)
+            for old in set_aside:
+                old.unlink()
+            if stale is not None:
+                for entry in list(self._folder.iterdir()):
+                    if stale.fullmatch(entry.name) and entry not in targets:
+                        entry.unlink()
+        return targets
+
+    def _set_aside(self, targets: list[Path], undo: contextlib.ExitStack) -> list[Path]:
+        if not any(target.exists() for target in targets[:-1]):
+            return []  # replacing the last one is then the only step from the old files to the new ones
+        set_aside = []
+        for old in reversed(targets):
+            if old.exists():
+                aside = old.with_name(f".{old.name}.{self._token}.old")
+                old.replace(aside)
+                undo.callback(aside.replace, old)
+                set_aside.append(aside)
+        return set_aside
+
+
+@contextlib.contextmanager
+def refusals_explained(path: Path) -> Iterator[None]:
+    """Turn what the file system refuses into a sentence that names the file."""
+    try:
+        yield
+    except OSError as error:
+        raise OSError(error.errno, f"{path} could not be written: {error.strerror}") from error
+
+
+def _write_all(file: io.FileIO, block: bytes | memoryview) -> None:
+    rest = memoryview(block)
+    while rest:  # one call takes at most 2 GiB
+        rest = rest[file.write(rest) :]
+
+
+def _sync_folder(folder: Path) -> None:
+    if os.name != "posix":
+        return  # Windows cannot open a folder
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

@@ -1,0 +1,37 @@
+"""JSON that describes tensors, read so that nothing in it is silently dropped."""
+
+import json
+from typing import Any
+
+from altclip_jax.weights.stored import CheckpointError
+
+
+def load_object(data: bytes, subject: str) -> dict[str, Any]:
+    """Parse a JSON object in UTF-8.
+
+    Args:
+        data: the bytes.
+        subject: what they are, for errors.
+
+    Raises:
+        CheckpointError: not JSON, not an object, or a key stands twice in an object (the last would win).
+    """
+    repeated: list[str] = []
+
+    def refuse_repeats(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        found: dict[str, Any] = {}
+        for key, value in pairs:
+            if key in found:
+                repeated.append(key)
+            found[key] = value
+        return found
+
+    try:
+        parsed = json.loads(data.decode("utf-8"), object_pairs_hook=refuse_repeats)
+    except (ValueError, RecursionError) as error:  # RecursionError: brackets nested thousands deep
+        raise CheckpointError(f"{subject} is not JSON: {error}") from None
+    if not isinstance(parsed, dict):
+        raise CheckpointError(f"{subject} is not a JSON object but a {type(parsed).__name__}")
+    if repeated:
+        raise CheckpointError(subject, [f"{key!r} stands twice" for key in sorted(set(repeated))])
+    return parsed

@@ -1,0 +1,113 @@
+"""A folder on disk for a folder's path or a hub repository's id.
+
+Downloads go through huggingface_hub, which is imported only when there is something to download.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Sequence
+from fnmatch import fnmatch
+from pathlib import Path
+
+_ID = re.compile(r"[\w.-]+(/[\w.-]+)?", re.ASCII)
+
+
+def fetch(
+    source: str | os.PathLike[str],
+    choices: Sequence[Sequence[str]],
+    *,
+    revision: str | None = None,
+    local_files_only: bool = False,
+    cache_dir: str | os.PathLike[str] | None = None,
+) -> Path:
+    """Returns `source` itself if it is a folder, else the folder into which the repository's files were downloaded.
+
+    Args:
+        source: A folder, or a repository id such as "BAAI/AltCLIP".
+        choices: Groups of file names (patterns with * are allowed). The first group is always wanted; of the others
+            only the first whose first name exists. Names that the repository lacks are left out.
+        revision: Branch, tag or commit.
+        local_files_only: Use what has been downloaded before, never the network.
+        cache_dir: Where downloads are kept, instead of the hub's usual place.
+
+    Raises:
+        FileNotFoundError: neither a folder nor a repository; or not downloaded yet and the network is not to be used.
+        OSError: the repository is gated or the network failed.
+    """
+    path = Path(source)
+    if path.is_dir():
+        return path
+    if path.exists():
+        raise FileNotFoundError(f"{path} is a file; expected the folder that holds it with its config.json.")
+    if not isinstance(source, str) or not _ID.fullmatch(source) or source.startswith("."):
+        raise FileNotFoundError(f"There is no folder {source}, and it is not a hub id such as 'BAAI/AltCLIP' either.")
+    return _download(source, choices, revision, local_files_only, cache_dir)
+
+
+def fetch_files(
+    source: str | os.PathLike[str],
+    names: Sequence[str],
+    *,
+    revision: str | None = None,
+    local_files_only: bool = False,
+    cache_dir: str | os.PathLike[str] | None = None,
+) -> Path:
+    """Returns a folder with those of `names` that exist; see `fetch`."""
+    return fetch(source, [names], revision=revision, local_files_only=local_files_only, cache_dir=cache_dir)
+
+
+def _download(
+    repository: str,
+    choices: Sequence[Sequence[str]],
+    revision: str | None,
+    local_files_only: bool,
+    cache_dir: str | os.PathLike[str] | None,
+) -> Path:
+    import huggingface_hub
+    from huggingface_hub import errors
+
+    instead = "To use files on disk instead, pass the path of a folder that holds the repository's files."
+    where = f"{repository!r}" + (f" at revision {revision!r}" if revision else "")
+    try:
+        if local_files_only or huggingface_hub.constants.HF_HUB_OFFLINE:
+            wanted = [name for group in choices for name in group]
+        else:
+            files = huggingface_hub.HfApi().list_repo_files(repository, revision=revision)
+            wanted = _chosen(choices, files)
+        folder = huggingface_hub.snapshot_download(
+            repository,
+            revision=revision,
+            allow_patterns=wanted,
+            local_files_only=local_files_only,
+            cache_dir=cache_dir,
+        )
+    except errors.GatedRepoError as error:
+        raise PermissionError(
+            f"The hub repository {where} asks for permission: accept its terms on its page and log in. {instead}"
+        ) from error
+    except errors.RevisionNotFoundError as error:
+        raise FileNotFoundError(f"The hub repository {repository!r} has no revision {revision!r}. {instead}") from error
+    except errors.RepositoryNotFoundError as error:
+        raise FileNotFoundError(
+            f"There is no folder {repository!r} here and no public repository of that name on the hub. {instead}"
+        ) from error
+    except (errors.LocalEntryNotFoundError, errors.OfflineModeIsEnabled) as error:
+        raise FileNotFoundError(
+            f"{where} has not been downloaded before, and the network was not to be used or did not answer. {instead}"
+        ) from error
+    except errors.HFValidationError as error:
+        raise FileNotFoundError(f"{repository!r} is neither a folder nor a valid hub id ({error}). {instead}") from error
+    except Exception as error:
+        # the client's transport differs between its versions (requests, httpx): anything else is the connection
+        raise ConnectionError(f"Downloading {where} from the hub failed ({type(error).__name__}). {instead}") from error
+    return Path(folder)
+
+
+def _chosen(choices: Sequence[Sequence[str]], files: Sequence[str]) -> list[str]:
+    always, *alternatives = choices
+    for group in alternatives:
+        if any(fnmatch(file, group[0]) for file in files):
+            return [*always, *group]
+    return list(always)

@@ -1,0 +1,104 @@
+"""What is checked of the inputs before they reach the device.
+
+Shapes are always checked. Values can only be checked where they are known: outside jit. Inside it an id outside its
+table becomes NaN (see `layers.lookup`), so it is never mistaken for an answer.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jax
+import numpy as np
+
+from altclip_jax.config import AltCLIPTextConfig, AltCLIPVisionConfig
+
+
+def static_flag(name: str, value: Any, default: bool) -> bool:
+    """Returns a flag that decides what is computed, or its default when it is None.
+
+    Raises:
+        TypeError: the flag was traced by jit, which cannot decide on it.
+    """
+    if isinstance(value, jax.core.Tracer):
+        raise TypeError(
+            f"{name} decides what is computed, so jit must know it before tracing: use"
+            f" jax.jit(functools.partial(model.apply, {name}=True)) or static_argnames=({name!r},)."
+        )
+    return default if value is None else bool(value)
+
+
+def check_text_inputs(
+    config: AltCLIPTextConfig, input_ids: Any, inputs_embeds: Any, position_ids: Any = None, token_type_ids: Any = None
+) -> None:
+    """Raises ValueError for inputs that the text tower has no rows for, naming the argument and what it found."""
+    if (input_ids is None) == (inputs_embeds is None):
+        given = "neither" if input_ids is None else "both"
+        raise ValueError(f"The text tower needs input_ids or inputs_embeds, exactly one of them; got {given}.")
+    name, tokens = ("input_ids", input_ids) if inputs_embeds is None else ("inputs_embeds", inputs_embeds)
+    shape = np.shape(tokens)
+    if inputs_embeds is None and (len(shape) != 2 or not _is_integer(tokens)):
+        raise ValueError(f"input_ids must be integers of shape (batch, sequence), got {_describe(tokens)}.")
+    if inputs_embeds is not None and (len(shape) != 3 or shape[2] != config.hidden_size):
+        raise ValueError(f"inputs_embeds must have shape (batch, sequence, {config.hidden_size}), got {shape}.")
+    _check_ids("input_ids", input_ids, config.vocab_size, "the vocabulary")
+    _check_ids("token_type_ids", token_type_ids, config.type_vocab_size, "the token types")
+    _check_ids("position_ids", position_ids, config.max_position_embeddings, "the position table")
+    length = shape[1]
+    if length > config.max_position_embeddings:
+        raise ValueError(_too_long(name, length, config))
+    if config.position_embedding_type == "absolute" and position_ids is None and length > config.max_tokens:
+        longest = length
+        if input_ids is not None and _is_known(input_ids):
+            longest = int((np.asarray(input_ids) != config.pad_token_id).sum(axis=1).max(initial=0))
+        if longest > config.max_tokens:
+            raise ValueError(_too_long(name, longest, config))
+
+
+def check_pixel_values(config: AltCLIPVisionConfig, pixel_values: Any, interpolate_pos_encoding: bool) -> None:
+    """Raises ValueError for pictures that the image tower cannot take, naming what it expected."""
+    if pixel_values is None:
+        raise ValueError("You have to specify pixel_values: an array of shape (batch, channels, height, width).")
+    shape, size, patch = np.shape(pixel_values), config.image_size, config.patch_size
+    if len(shape) != 4 or shape[1] != config.num_channels:
+        raise ValueError(f"pixel_values must have shape (batch, {config.num_channels}, height, width), got {shape}.")
+    height, width = shape[2:]
+    if not interpolate_pos_encoding and (height, width) != (size, size):
+        raise ValueError(
+            f"Input image size ({height}*{width}) doesn't match model ({size}*{size}). Prepare the pictures with"
+            " AltCLIPProcessor, or pass interpolate_pos_encoding=True."
+        )
+    if min(height, width) < patch:
+        raise ValueError(f"A picture of {height}*{width} pixels is smaller than one patch of {patch}*{patch}.")
+
+
+def _is_known(value: Any) -> bool:
+    return not isinstance(value, jax.core.Tracer)
+
+
+def _is_integer(value: Any) -> bool:
+    return np.issubdtype(getattr(value, "dtype", np.asarray(value).dtype if _is_known(value) else float), np.integer)
+
+
+def _describe(value: Any) -> str:
+    return f"{getattr(value, 'dtype', type(value).__name__)} of shape {np.shape(value)}"
+
+
+def _check_ids(name: str, ids: Any, rows: int, table: str) -> None:
+    if ids is None or not _is_known(ids) or np.size(ids) == 0:
+        return
+    values = np.asarray(ids)
+    wrong = values[(values < 0) | (values >= rows)]
+    if wrong.size:
+        raise ValueError(
+            f"{name} holds {wrong.size} value(s) outside {table} of {rows} rows, such as {wrong.flat[0]}: valid are 0 to"
+            f" {rows - 1}. Is the tokenizer that of this checkpoint?"
+        )
+
+
+def _too_long(name: str, length: int, config: AltCLIPTextConfig) -> str:
+    return (
+        f"{name} holds a text of {length} tokens and the position table ends after {config.max_tokens}: truncate, for"
+        f" example with processor(text=..., truncation=True, max_length={config.max_tokens}). Inside jit padding counts"
+        " too, since the values are not known there."
+    )

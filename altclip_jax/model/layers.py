@@ -1,0 +1,224 @@
+"""What both towers are made of: attention, MLP, the two kinds of block, the activations.
+
+Softmax, LayerNorm statistics and activations are computed in float32 whatever the compute dtype; everything else is in it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, Literal, get_args
+
+import jax
+import jax.numpy as jnp
+from flax import linen as nn
+from jax import Array
+from jax.typing import DTypeLike
+from jaxtyping import Float, Int
+
+AttentionImplementation = Literal["plain", "xla", "cudnn"]
+Initializer = Callable[..., Any]
+
+
+def quick_gelu(x: Array) -> Array:
+    """x * sigmoid(1.702 x), the activation of OpenAI's CLIP."""
+    return x * jax.nn.sigmoid(1.702 * x)
+
+
+ACTIVATIONS: dict[str, Callable[[Array], Array]] = {
+    "gelu": lambda x: jax.nn.gelu(x, approximate=False),
+    "gelu_new": lambda x: jax.nn.gelu(x, approximate=True),
+    "relu": jax.nn.relu,
+    "silu": jax.nn.silu,
+    "quick_gelu": quick_gelu,
+    "selu": jax.nn.selu,
+}
+
+
+def attention_bias(mask: Array) -> Float[Array, "batch 1 query key"]:
+    """Turns a mask (batch, key) or (batch, query, key), 1 = attend, into what is added to the scores.
+
+    (1 - mask) * the lowest float32: a row that masks everything stays finite and becomes uniform.
+
+    Raises:
+        ValueError: the mask has another number of axes.
+    """
+    if mask.ndim not in (2, 3):
+        raise ValueError(
+            f"attention_mask must have shape (batch, sequence) or (batch, sequence, sequence), got {mask.shape}."
+        )
+    mask = mask[:, None, :] if mask.ndim == 2 else mask
+    return (1.0 - mask[:, None].astype(jnp.float32)) * jnp.finfo(jnp.float32).min
+
+
+class LayerNorm(nn.LayerNorm):
+    """LayerNorm with an explicit epsilon and two-pass statistics in float32, as torch computes them."""
+
+    use_fast_variance: bool = False
+
+
+class Attention(nn.Module):
+    """Multi-head self-attention with biases, and optionally the relative positions of Shaw et al. (2018).
+
+    `implementation` "plain" is an einsum with a float32 softmax; "xla" and "cudnn" go through
+    jax.nn.dot_product_attention, whose kernels return no attention weights and take no head mask, relative positions
+    or dropout: asked for one of these they raise.
+    """
+
+    num_heads: int
+    dropout_rate: float
+    implementation: AttentionImplementation
+    query_key_value_init: Initializer
+    out_init: Initializer
+    dtype: DTypeLike
+    param_dtype: DTypeLike
+    position_embedding_type: str = "absolute"
+    max_position_embeddings: int = 0
+
+    @nn.compact
+    def __call__(
+        self,
+        x: Float[Array, "batch sequence embed"],
+        bias: Float[Array, "batch 1 query key"] | None,
+        head_mask: Float[Array, "head"] | None,
+        output_attentions: bool,
+        deterministic: bool,
+    ) -> tuple[Float[Array, "batch sequence embed"], Float[Array, "batch head query key"] | None]:
+        """Returns the attended values, and the attention weights (after dropout and head mask) when asked for."""
+        width = x.shape[-1]
+
+        def project(name: str) -> Array:
+            dense = nn.Dense(
+                width, kernel_init=self.query_key_value_init, dtype=self.dtype, param_dtype=self.param_dtype, name=name
+            )
+            return dense(x).reshape(*x.shape[:-1], self.num_heads, width // self.num_heads)
+
+        query, key, value = project("query"), project("key"), project("value")
+        relative = self._relative_scores(query, key) if self.position_embedding_type != "absolute" else None
+        if self.implementation == "plain":
+            mixed, weights = self._plain(query, key, value, bias, relative, head_mask, deterministic)
+        else:
+            self._refuse_what_fused_kernels_lack(relative, head_mask, output_attentions, deterministic)
+            mixed, weights = _fused(query, key, value, bias, self.implementation), None
+        out = nn.Dense(
+            width, kernel_init=self.out_init, dtype=self.dtype, param_dtype=self.param_dtype, name="out"
+        )(mixed.reshape(x.shape))
+        return out, weights if output_attentions else None
+
+    def _plain(
+        self,
+        query: Array,
+        key: Array,
+        value: Array,
+        bias: Array | None,
+        relative: Array | None,
+        head_mask: Array | None,
+        deterministic: bool,
+    ) -> tuple[Array, Array]:
+        scores = jnp.einsum("bqhd,bkhd->bhqk", query, key, preferred_element_type=jnp.float32)
+        if relative is not None:
+            scores = scores + relative
+        scores = scores * query.shape[-1] ** -0.5
+        if bias is not None:
+            scores = scores + bias
+        weights = jax.nn.softmax(scores, axis=-1).astype(self.dtype)
+        weights = nn.Dropout(self.dropout_rate)(weights, deterministic=deterministic)
+        if head_mask is not None:
+            weights = weights * head_mask.astype(weights.dtype)[:, None, None]
+        return jnp.einsum("bhqk,bkhd->bqhd", weights, value), weights
+
+    def _relative_scores(self, query: Array, key: Array) -> Float[Array, "batch head query key"]:
+        rows = 2 * self.max_position_embeddings - 1
+        table = EmbeddingTable(
+            rows, query.shape[-1], self.query_key_value_init, self.param_dtype, name="distance_embedding"
+        )()
+        places = jnp.arange(query.shape[1])
+        offsets = places[:, None] - places[None, :] + self.max_position_embeddings - 1
+        distances = lookup(table, offsets).astype(self.dtype)
+        scores = jnp.einsum("bqhd,qkd->bhqk", query, distances, preferred_element_type=jnp.float32)
+        if self.position_embedding_type == "relative_key_query":
+            scores += jnp.einsum("bkhd,qkd->bhqk", key, distances, preferred_element_type=jnp.float32)
+        return scores
+
+    def _refuse_what_fused_kernels_lack(
+        self, relative: Array | None, head_mask: Array | None, output_attentions: bool, deterministic: bool
+    ) -> None:
+        if self.implementation not in get_args(AttentionImplementation):
+            raise ValueError(
+                f"attention_implementation={self.implementation!r} is not one of"
+                f" {', '.join(get_args(AttentionImplementation))}."
+            )
+        asked = {
+            "output_attentions": output_attentions,
+            "head_mask": head_mask is not None,
+            f"position_embedding_type={self.position_embedding_type!r}": relative is not None,
+            f"attention dropout of {self.dropout_rate}": self.dropout_rate > 0 and not deterministic,
+        }
+        lacking = [name for name, wanted in asked.items() if wanted]
+        if lacking:
+            raise ValueError(
+                f"attention_implementation={self.implementation!r} cannot give {' or '.join(lacking)}:"
+                " build the model with attention_implementation='plain'."
+            )
+        if self.implementation == "cudnn" and jax.default_backend() != "gpu":
+            raise ValueError(
+                "attention_implementation='cudnn' needs an NVIDIA GPU and this process runs on"
+                f" {jax.default_backend()}: use 'plain' or 'xla'."
+            )
+
+
+def _fused(query: Array, key: Array, value: Array, bias: Array | None, implementation: Any) -> Array:
+    if bias is not None:
+        # the kernels want the bias in the dtype of the query, whose lowest value may be nearer to zero
+        bias = jnp.maximum(bias, jnp.finfo(query.dtype).min).astype(query.dtype)
+        bias = jnp.broadcast_to(bias, (*bias.shape[:2], query.shape[1], key.shape[1]))
+    return jax.nn.dot_product_attention(query, key, value, bias=bias, implementation=implementation)
+
+
+class MLP(nn.Module):
+    """Two linear layers with an activation between them."""
+
+    width: int
+    activation: str
+    up_init: Initializer
+    down_init: Initializer
+    dtype: DTypeLike
+    param_dtype: DTypeLike
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "batch sequence embed"]) -> Float[Array, "batch sequence embed"]:
+        """Applies the MLP to every position."""
+        up = nn.Dense(
+            self.width, kernel_init=self.up_init, dtype=self.dtype, param_dtype=self.param_dtype, name="up"
+        )(x)
+        hidden = ACTIVATIONS[self.activation](up.astype(jnp.float32)).astype(self.dtype)
+        return nn.Dense(
+            x.shape[-1], kernel_init=self.down_init, dtype=self.dtype, param_dtype=self.param_dtype, name="down"
+        )(hidden)
+
+
+def lookup(
+    table: Float[Array, "rows embed"], ids: Int[Array, "..."], frozen_row: int | None = None
+) -> Float[Array, "... embed"]:
+    """Rows of an embedding table; a row outside it is NaN, never another row's value.
+
+    `frozen_row` gets no gradient: torch's padding_idx.
+    """
+    rows = jnp.take(table, jnp.where(ids < 0, table.shape[0], ids), axis=0, mode="fill", fill_value=jnp.nan)
+    if frozen_row is None:
+        return rows
+    return jnp.where((ids == frozen_row)[..., None], jax.lax.stop_gradient(rows), rows)
+
+
+class EmbeddingTable(nn.Module):
+    """A table of learned rows, under the path that nn.Embed would give it; read with `lookup`."""
+
+    rows: int
+    width: int
+    init_fn: Initializer
+    param_dtype: DTypeLike
+
+    @nn.compact
+    def __call__(self) -> Float[Array, "rows embed"]:
+        """Returns the whole table."""
+        table: Array = self.param("embedding", self.init_fn, (self.rows, self.width), self.param_dtype)
+        return table

@@ -1,0 +1,119 @@
+"""What the three model classes share: their parameters, from and to checkpoints."""
+
+from __future__ import annotations
+
+import os
+from typing import Any, ClassVar, Self
+
+import jax
+import jax.numpy as jnp
+from flax import linen as nn
+from jax import Array
+from jax.typing import DTypeLike
+
+from altclip_jax.model.layers import AttentionImplementation
+from altclip_jax.weights import pretrained
+from altclip_jax.weights.convert import Params
+
+
+class PretrainedModel(nn.Module):
+    """A model that knows its configuration class and which part of a full AltCLIP it is."""
+
+    config_class: ClassVar[Any]
+    params_prefix: ClassVar[str]
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        source: str | os.PathLike[str],
+        *,
+        dtype: DTypeLike | None = None,
+        param_dtype: DTypeLike | None = None,
+        revision: str | None = None,
+        local_files_only: bool = False,
+        cache_dir: str | os.PathLike[str] | None = None,
+        attention_implementation: AttentionImplementation = "plain",
+        remat: bool = False,
+    ) -> tuple[Self, Params]:
+        """Returns the model and its parameters, a plain nested dict of arrays.
+
+        A tower's class also reads a full checkpoint and takes its own part. Files are looked for in this order:
+        model.safetensors, its shards, pytorch_model.bin, its shards; .bin files are read without torch, and no code
+        in them is run.
+
+        Args:
+            source: A folder with config.json and weights, or the id of a hub repository such as "BAAI/AltCLIP".
+            dtype: Stored and compute dtype: float32 (also for None), bfloat16 or float16.
+            param_dtype: The stored dtype where it shall differ from `dtype`.
+            revision: Branch, tag or commit of a hub repository.
+            local_files_only: Use what has been downloaded before, never the network.
+            cache_dir: Where downloads are kept, instead of the hub's usual place.
+            attention_implementation: "plain", "xla" or "cudnn".
+            remat: Recompute each layer in the backward pass.
+
+        Raises:
+            CheckpointError: the weights do not fit the configuration or a file is damaged; all faults are named.
+            OSError: there is no such folder, file or repository, or no network.
+        """
+        model, params = pretrained.load(
+            cls,
+            source,
+            dtype=dtype,
+            param_dtype=param_dtype,
+            revision=revision,
+            local_files_only=local_files_only,
+            cache_dir=cache_dir,
+            attention_implementation=attention_implementation,
+            remat=remat,
+        )
+        return model, params
+
+    @nn.nowrap
+    def save_pretrained(
+        self,
+        folder: str | os.PathLike[str],
+        params: Params,
+        *,
+        dtype: DTypeLike | None = None,
+        max_shard_bytes: int = 5_000_000_000,
+    ) -> None:
+        """Writes config.json and safetensors that transformers 4.56.2 loads without a missing or unexpected key.
+
+        Args:
+            folder: Where to; made if absent. Weights of an earlier save there are replaced, all or nothing.
+            params: The parameters of this model.
+            dtype: Dtype in the file; None keeps that of each parameter.
+            max_shard_bytes: Above this, several files and an index are written.
+
+        Raises:
+            ValueError: the parameters are not those of this model; every difference is named.
+            OSError: the file system refused.
+        """
+        pretrained.save(self, folder, params, dtype=dtype, max_shard_bytes=max_shard_bytes)
+
+    @nn.nowrap
+    def init_params(self, key: Array) -> Params:
+        """Returns freshly initialised parameters, distributed as in the reference, in `param_dtype`."""
+        params: Params = jax.jit(self.init)(key, **self.example_inputs())["params"]
+        return params
+
+    @nn.nowrap
+    def param_shapes(self) -> Params:
+        """Returns the parameter tree as shapes and dtypes; nothing is computed."""
+        shapes: Params = jax.eval_shape(self.init, jax.random.key(0), **self.example_inputs())["params"]
+        return shapes
+
+    @nn.nowrap
+    def example_inputs(self) -> dict[str, Array]:
+        """Returns the smallest valid inputs, by name."""
+        raise NotImplementedError
+
+
+def example_text() -> dict[str, Array]:
+    """Returns one text of one token."""
+    return {"input_ids": jnp.zeros((1, 1), jnp.int32)}
+
+
+def example_picture(channels: int, size: int) -> dict[str, Array]:
+    """Returns one black picture."""
+    return {"pixel_values": jnp.zeros((1, channels, size, size), jnp.float32)}

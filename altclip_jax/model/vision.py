@@ -1,0 +1,194 @@
+"""The image tower: a CLIP vision transformer.
+
+Source: modeling_altclip.py of transformers 4.56.2 (AltCLIPVisionModel); Radford et al. 2021 for CLIP.
+"""
+
+from __future__ import annotations
+
+import functools
+from typing import ClassVar
+
+import jax.numpy as jnp
+import numpy as np
+from flax import linen as nn
+from jax import Array
+from jax.typing import DTypeLike
+from jaxtyping import Float
+
+from altclip_jax.config import AltCLIPVisionConfig
+from altclip_jax.model.pretrained import PretrainedModel, example_picture
+from altclip_jax.model.inputs import check_pixel_values, static_flag
+from altclip_jax.model.layers import MLP, Attention, AttentionImplementation, EmbeddingTable, LayerNorm
+from altclip_jax.model.outputs import AltCLIPVisionOutput
+
+
+class PreNormBlock(nn.Module):
+    """One ViT layer: each half sees its input normalised and is added to it."""
+
+    config: AltCLIPVisionConfig
+    attention_implementation: AttentionImplementation
+    dtype: DTypeLike
+    param_dtype: DTypeLike
+
+    @nn.compact
+    def __call__(
+        self, x: Float[Array, "batch sequence embed"], output_attentions: bool, deterministic: bool
+    ) -> tuple[Array, Array | None]:
+        """Returns the new states, and the attention weights when asked for."""
+        config, types = self.config, {"dtype": self.dtype, "param_dtype": self.param_dtype}
+        width, factor = config.hidden_size, config.initializer_factor
+        by_depth = (2 * config.num_hidden_layers) ** -0.5
+        normal = nn.initializers.normal
+        normed = LayerNorm(epsilon=config.layer_norm_eps, name="attention_norm", **types)(x)
+        attended, weights = Attention(
+            num_heads=config.num_attention_heads,
+            dropout_rate=config.attention_dropout,
+            implementation=self.attention_implementation,
+            query_key_value_init=normal(width**-0.5 * by_depth * factor),
+            out_init=normal(width**-0.5 * factor),
+            name="attention",
+            **types,
+        )(normed, None, None, output_attentions, deterministic)
+        x = x + attended
+        normed = LayerNorm(epsilon=config.layer_norm_eps, name="mlp_norm", **types)(x)
+        changed = MLP(
+            width=config.intermediate_size,
+            activation=config.hidden_act,
+            up_init=normal((2 * width) ** -0.5 * factor),
+            down_init=normal(width**-0.5 * by_depth * factor),
+            name="mlp",
+            **types,
+        )(normed)
+        return x + changed, weights
+
+
+class AltCLIPVisionModel(PretrainedModel):
+    """The image tower. `model.apply({"params": params}, pixel_values)`.
+
+    Attributes:
+        config: What the tower is.
+        dtype: Compute dtype.
+        param_dtype: Dtype of freshly initialised parameters.
+        attention_implementation: "plain", "xla" or "cudnn", see `Attention`.
+        remat: Recompute each layer in the backward pass instead of storing its activations.
+    """
+
+    config_class: ClassVar[type[AltCLIPVisionConfig]] = AltCLIPVisionConfig
+    params_prefix: ClassVar[str] = "vision_model/"
+
+    config: AltCLIPVisionConfig
+    dtype: DTypeLike = jnp.float32
+    param_dtype: DTypeLike = jnp.float32
+    attention_implementation: AttentionImplementation = "plain"
+    remat: bool = False
+
+    @nn.nowrap
+    def example_inputs(self) -> dict[str, Array]:
+        """Returns the smallest valid inputs, by name."""
+        return example_picture(self.config.num_channels, self.config.image_size)
+
+    @nn.compact
+    def __call__(
+        self,
+        pixel_values: Float[Array, "batch channels height width"] | None = None,
+        output_attentions: bool | None = None,
+        output_hidden_states: bool | None = None,
+        interpolate_pos_encoding: bool = False,
+        deterministic: bool = True,
+    ) -> AltCLIPVisionOutput:
+        """Encodes a batch of normalised pictures, channels first as the processor gives them.
+
+        With `interpolate_pos_encoding` pictures of any size from one patch up are taken: the position table is
+        resampled bicubically, as torch does it.
+
+        Raises:
+            ValueError: no pictures, or pictures of another shape than the tower was made for.
+        """
+        config, types = self.config, {"dtype": self.dtype, "param_dtype": self.param_dtype}
+        output_attentions = static_flag("output_attentions", output_attentions, config.output_attentions)
+        output_hidden_states = static_flag("output_hidden_states", output_hidden_states, config.output_hidden_states)
+        interpolate_pos_encoding = static_flag("interpolate_pos_encoding", interpolate_pos_encoding, False)
+        check_pixel_values(config, pixel_values, interpolate_pos_encoding)
+        x = self._embed(jnp.asarray(pixel_values), interpolate_pos_encoding)
+        x = LayerNorm(epsilon=config.layer_norm_eps, name="pre_norm", **types)(x)
+
+        block = nn.remat(PreNormBlock, static_argnums=(2, 3)) if self.remat else PreNormBlock
+        hidden_states, attentions = [x], []
+        for layer in range(config.num_hidden_layers):
+            x, weights = block(config, self.attention_implementation, name=f"layer_{layer}", **types)(
+                x, output_attentions, deterministic
+            )
+            hidden_states.append(x)
+            attentions.append(weights)
+        pooled = LayerNorm(epsilon=config.layer_norm_eps, name="post_norm", **types)(x[:, 0])
+        return AltCLIPVisionOutput(
+            last_hidden_state=x,
+            pooler_output=pooled,
+            hidden_states=tuple(hidden_states) if output_hidden_states else None,
+            attentions=tuple(attentions) if output_attentions else None,
+        )
+
+    def _embed(self, pixel_values: Array, interpolate: bool) -> Float[Array, "batch sequence embed"]:
+        config, width = self.config, self.config.hidden_size
+        normal, factor = nn.initializers.normal, config.initializer_factor
+        patches = nn.Conv(
+            width,
+            kernel_size=(config.patch_size, config.patch_size),
+            strides=config.patch_size,
+            padding="VALID",
+            use_bias=False,
+            kernel_init=normal(config.initializer_range * factor),
+            dtype=self.dtype,
+            param_dtype=self.param_dtype,
+            name="patch_embedding",
+        )(pixel_values.astype(self.dtype).transpose(0, 2, 3, 1))
+        rows, columns = patches.shape[1:3]
+        patches = patches.reshape(patches.shape[0], rows * columns, width)
+        class_embedding = self.param("class_embedding", normal(width**-0.5 * factor), (width,), self.param_dtype)
+        first = jnp.broadcast_to(class_embedding.astype(self.dtype), (patches.shape[0], 1, width))
+        positions = EmbeddingTable(
+            config.grid_size**2 + 1,
+            width,
+            normal(config.initializer_range * factor),
+            self.param_dtype,
+            name="position_embedding",
+        )()
+        if interpolate:
+            square = pixel_values.shape[2] == pixel_values.shape[3]
+            positions = _resample_positions(positions, config.grid_size, (rows, columns), square)
+        return jnp.concatenate([first, patches], axis=1) + positions.astype(self.dtype)
+
+
+def _resample_positions(
+    table: Float[Array, "rows embed"], grid: int, size: tuple[int, int], square: bool
+) -> Float[Array, "new_rows embed"]:
+    # the reference compares the number of patches, so a square picture of the native grid keeps its table
+    if square and size == (grid, grid):
+        return table
+    vertical, horizontal = bicubic_matrix(grid, size[0]), bicubic_matrix(grid, size[1])
+    patches = table[1:].astype(jnp.float32).reshape(grid, grid, -1)
+    resampled = jnp.einsum("yr,xc,rce->yxe", vertical, horizontal, patches, precision="highest")
+    return jnp.concatenate([table[:1], resampled.reshape(size[0] * size[1], -1).astype(table.dtype)])
+
+
+@functools.cache
+def bicubic_matrix(length: int, new_length: int) -> np.ndarray:
+    """The (new_length, length) float32 matrix that resamples one axis as torch does.
+
+    Cubic convolution with a = -0.75, half-pixel centres, edges repeated, no antialiasing. jax.image.resize's "cubic"
+    has another a and antialiases. Source: Keys 1981; torch.nn.functional.interpolate(mode="bicubic").
+    """
+    a = -0.75
+    centres = (np.arange(new_length) + 0.5) * length / new_length - 0.5
+    first = np.floor(centres).astype(int)
+    matrix = np.zeros((new_length, length))
+    for tap in range(-1, 3):
+        distance = np.abs(centres - (first + tap))
+        near = (a + 2) * distance**3 - (a + 3) * distance**2 + 1
+        far = a * distance**3 - 5 * a * distance**2 + 8 * a * distance - 4 * a
+        np.add.at(
+            matrix,
+            (np.arange(new_length), np.clip(first + tap, 0, length - 1)),
+            np.where(distance <= 1, near, far),
+        )
+    return matrix.astype(np.float32)

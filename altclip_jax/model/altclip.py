@@ -28,7 +28,7 @@ class AltCLIPModel(PretrainedModel):
 
     Attributes:
         config: What the model is.
-        dtype: Compute dtype of the towers and projections; norms, logits and loss are float32.
+        dtype: Compute dtype of the towers; projections, norms, logits and loss are float32.
         param_dtype: Dtype of freshly initialised parameters.
         attention_implementation: "plain", "xla" or "cudnn", see `Attention`.
         remat: Recompute each layer in the backward pass instead of storing its activations.
@@ -54,16 +54,23 @@ class AltCLIPModel(PretrainedModel):
     def setup(self) -> None:
         """Names the parts; their names are the first level of the parameter tree."""
         config = self.config
-        types: dict[str, Any] = {"dtype": self.dtype, "param_dtype": self.param_dtype}
         how: dict[str, Any] = {
+            "dtype": self.dtype,
+            "param_dtype": self.param_dtype,
             "attention_implementation": self.attention_implementation,
             "remat": self.remat,
-            **types,
         }
 
         def projection(width: int) -> nn.Dense:
             init = nn.initializers.normal(width**-0.5 * config.initializer_factor)
-            return nn.Dense(config.projection_dim, use_bias=False, kernel_init=init, **types)
+            # in float32 whatever the towers compute in: a small product whose rounding every score would carry
+            return nn.Dense(
+                config.projection_dim,
+                use_bias=False,
+                kernel_init=init,
+                dtype=jnp.float32,
+                param_dtype=self.param_dtype,
+            )
 
         self.text_model = AltCLIPTextModel(config.text_config, **how)
         self.vision_model = AltCLIPVisionModel(config.vision_config, **how)
@@ -137,7 +144,7 @@ class AltCLIPModel(PretrainedModel):
         token_type_ids: Int[Array, "#texts sequence"] | None = None,
         deterministic: bool = True,
     ) -> Float[Array, "texts projection"]:
-        """Returns the projected texts, not normalised, in the compute dtype."""
+        """Returns the projected texts, not normalised, float32."""
         output = self.text_model(
             input_ids,
             attention_mask=attention_mask,
@@ -154,7 +161,7 @@ class AltCLIPModel(PretrainedModel):
         interpolate_pos_encoding: bool = False,
         deterministic: bool = True,
     ) -> Float[Array, "images projection"]:
-        """Returns the projected pictures, not normalised, in the compute dtype."""
+        """Returns the projected pictures, not normalised, float32."""
         output = self.vision_model(
             pixel_values, interpolate_pos_encoding=interpolate_pos_encoding, deterministic=deterministic
         )

@@ -123,7 +123,7 @@ class Attention(nn.Module):
         weights = jax.nn.softmax(scores, axis=-1).astype(self.dtype)
         weights = nn.Dropout(self.dropout_rate)(weights, deterministic=deterministic)
         if head_mask is not None:
-            weights = weights * head_mask.astype(weights.dtype)[:, None, None]
+            weights = weights * head_mask.astype(weights.dtype)[None, :, None, None]
         return jnp.einsum("bhqk,bkhd->bqhd", weights, value), weights
 
     def _relative_scores(self, query: Array, key: Array) -> Float[Array, "batch head query key"]:

@@ -156,7 +156,7 @@ class AltCLIPVisionModel(PretrainedModel):
         if interpolate:
             square = pixel_values.shape[2] == pixel_values.shape[3]
             positions = _resample_positions(positions, config.grid_size, (rows, columns), square)
-        return jnp.concatenate([first, patches], axis=1) + positions.astype(self.dtype)
+        return jnp.concatenate([first, patches], axis=1) + positions.astype(self.dtype)[None]
 
 
 def _resample_positions(

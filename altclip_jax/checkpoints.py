@@ -1,0 +1,169 @@
+"""Whole checkpoints: what is in one, and one form turned into another."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
+
+import jax
+import numpy as np
+from jax.typing import DTypeLike
+
+from altclip_jax.model.altclip import AltCLIPModel
+from altclip_jax.model.pretrained import PretrainedModel
+from altclip_jax.model.text import AltCLIPTextModel
+from altclip_jax.model.vision import AltCLIPVisionModel
+from altclip_jax.weights import pretrained
+from altclip_jax.weights.convert import flatten, plan_reading
+from altclip_jax.weights.readers import CheckpointError, open_checkpoint
+
+Part = Literal["full", "text", "vision"]
+Form = Literal["safetensors", "orbax"]
+
+MODEL_CLASSES: dict[Part, type[PretrainedModel]] = {
+    "full": AltCLIPModel,
+    "text": AltCLIPTextModel,
+    "vision": AltCLIPVisionModel,
+}
+_PROCESSOR_FILES: dict[Part, tuple[str, ...]] = {
+    "vision": ("preprocessor_config.json",),
+    "text": ("tokenizer.json", "sentencepiece.bpe.model", "tokenizer_config.json", "special_tokens_map.json"),
+    "full": (),
+}
+_PROCESSOR_FILES["full"] = _PROCESSOR_FILES["vision"] + _PROCESSOR_FILES["text"]
+
+
+class FileSummary(NamedTuple):
+    """One file of weights."""
+
+    name: str
+    bytes: int
+    tensors: int
+    dtypes: tuple[str, ...]
+
+
+class Description(NamedTuple):
+    """What a checkpoint is, told by its config.json and the headers of its files."""
+
+    source: str
+    part: Part
+    config: dict[str, Any]
+    parameters: dict[str, int]  # by part of the model, and "total"
+    files: tuple[FileSummary, ...]
+
+
+def part_of(folder: Path) -> Part:
+    """Returns which model a folder's config.json describes."""
+    try:
+        found = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    except (FileNotFoundError, ValueError):
+        return "full"  # reading it as a full model gives the error that says what is wrong with it
+    kinds: dict[str, Part] = {"altclip_text_model": "text", "altclip_vision_model": "vision"}
+    return kinds.get(found.get("model_type"), "full") if isinstance(found, dict) else "full"
+
+
+def describe(source: str | os.PathLike[str], **where: Any) -> Description:
+    """Reads config.json and file headers; no tensor data.
+
+    Raises:
+        CheckpointError: the file headers do not fit the configuration, or a file is damaged.
+        OSError: there is no such folder, file or repository.
+    """
+    folder = pretrained.fetch(source, **where)
+    part = part_of(folder)
+    model_class = MODEL_CLASSES[part]
+    model = model_class(model_class.config_class.from_json(folder))
+    counts: dict[str, int] = {}
+    for path, leaf in flatten(model.param_shapes()).items():
+        top = path.split("/")[0] if part == "full" else f"{part}_model"
+        counts[top] = counts.get(top, 0) + int(np.prod(leaf.shape))
+    counts["total"] = sum(counts.values())
+    return Description(str(source), part, model.config.to_dict(), counts, _summaries(folder, model))
+
+
+def _summaries(folder: Path, model: Any) -> tuple[FileSummary, ...]:
+    orbax = folder / pretrained.ORBAX_FOLDER
+    if orbax.is_dir():
+        size = sum(file.stat().st_size for file in orbax.rglob("*") if file.is_file())
+        return (FileSummary(orbax.name, size, len(jax.tree.leaves(model.param_shapes())), ()),)
+    with open_checkpoint(folder) as checkpoint:
+        plan_reading(
+            checkpoint.infos, model.param_shapes(), prefix=model.params_prefix, subject=str(folder)
+        )
+        return tuple(
+            FileSummary(
+                file.name,
+                file.stat().st_size,
+                sum(info.file == file for info in checkpoint.infos.values()),
+                tuple(sorted({info.dtype.name for info in checkpoint.infos.values() if info.file == file})),
+            )
+            for file in checkpoint.files
+        )
+
+
+def convert(
+    source: str | os.PathLike[str],
+    target: str | os.PathLike[str],
+    *,
+    part: Part | None = None,
+    dtype: DTypeLike | None = None,
+    form: Form = "safetensors",
+    max_shard_bytes: int = 5_000_000_000,
+    **where: Any,
+) -> Description:
+    """Writes a checkpoint in another form, with its processor's files, and reads it back to compare every value.
+
+    Args:
+        source: A folder or hub id.
+        target: The new folder.
+        part: "full", "text" or "vision"; None for what the source is.
+        dtype: Dtype of the new weights; None keeps float32, or the widest dtype of the source if narrower.
+        form: "safetensors", which transformers reads, or "orbax".
+        max_shard_bytes: Above this, safetensors are written as several files and an index.
+        **where: revision, local_files_only, cache_dir of a hub repository.
+
+    Raises:
+        ValueError: source and target are the same folder, or a tower has no part of that name.
+        CheckpointError: the source is damaged, or what was read back differs.
+    """
+    folder, target = pretrained.fetch(source, **where), Path(target)
+    if target.exists() and target.resolve() == folder.resolve():
+        raise ValueError(f"{target} is the checkpoint itself: name another folder for the converted one.")
+    have = part_of(folder)
+    part = have if part is None else part
+    if have not in ("full", part):
+        raise ValueError(f"{source} holds the {have} tower alone, so no {part} model can be made of it.")
+    stored = _widest_dtype(folder) if dtype is None else dtype
+    model, params = MODEL_CLASSES[part].from_pretrained(folder, dtype=stored)
+    if form == "orbax":
+        pretrained.save_orbax(model, target, params)
+    else:
+        model.save_pretrained(target, params, max_shard_bytes=max_shard_bytes)
+    for name in _PROCESSOR_FILES[part]:
+        if (folder / name).is_file():
+            shutil.copyfile(folder / name, target / name)
+    _verify(MODEL_CLASSES[part], target, stored, params)
+    return describe(target)
+
+
+def _widest_dtype(folder: Path) -> DTypeLike:
+    if (folder / pretrained.ORBAX_FOLDER).is_dir():
+        return np.float32
+    with open_checkpoint(folder) as checkpoint:
+        floats = {info.dtype for info in checkpoint.infos.values() if info.dtype.kind in "fV"}
+    return np.float32 if len(floats) != 1 or np.dtype(np.float64) in floats else floats.pop()
+
+
+def _verify(model_class: type[PretrainedModel], target: Path, dtype: DTypeLike, params: Any) -> None:
+    _, again = model_class.from_pretrained(target, dtype=dtype)
+    written, read = flatten(params), flatten(again)
+    different = [
+        path
+        for path in written
+        if np.asarray(written[path]).tobytes() != np.asarray(read[path]).tobytes()
+    ]
+    if different:
+        raise CheckpointError(f"{target} differs from what was written", [f"{path} differs" for path in different])

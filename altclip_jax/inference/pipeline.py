@@ -1,0 +1,150 @@
+"""AltCLIP: the one convenient object. Strings and pictures in, answers out."""
+
+from __future__ import annotations
+
+import functools
+import os
+from collections.abc import Callable, Sequence
+from typing import Any, Self
+
+import jax
+import numpy as np
+from jax.typing import DTypeLike
+from jaxtyping import Float32
+
+from altclip_jax.assets import default_checkpoint
+from altclip_jax.inference import encoders
+from altclip_jax.model.altclip import AltCLIPModel
+from altclip_jax.processing.processor import AltCLIPProcessor
+from altclip_jax.weights.convert import Params
+
+Progress = Callable[[int], None]
+
+
+class AltCLIP:
+    """A model, its parameters and its processor, with the questions people ask of them."""
+
+    def __init__(self, model: AltCLIPModel, params: Params, processor: AltCLIPProcessor, name: str = "AltCLIP"):
+        """Joins the parts; most users call `from_pretrained`."""
+        self.model, self.params, self.processor, self.name = model, params, processor, name
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        source: str | os.PathLike[str] | None = None,
+        *,
+        dtype: DTypeLike | None = None,
+        param_dtype: DTypeLike | None = None,
+        revision: str | None = None,
+        local_files_only: bool = False,
+    ) -> Self:
+        """Loads a folder or hub repository; without `source` the embedded model, which needs no network.
+
+        See `AltCLIPModel.from_pretrained` for the arguments and errors.
+        """
+        place: Any = default_checkpoint() if source is None else source
+        where: dict[str, Any] = {"revision": revision, "local_files_only": local_files_only}
+        model, params = AltCLIPModel.from_pretrained(place, dtype=dtype, param_dtype=param_dtype, **where)
+        processor = AltCLIPProcessor.from_pretrained(place, **where)
+        return cls(model, params, processor, name="embedded default" if source is None else str(source))
+
+    def encode_text(
+        self, texts: str | Sequence[str], *, batch_size: int = 64, progress: Progress | None = None
+    ) -> Float32[np.ndarray, "texts projection"]:
+        """Returns unit embeddings, one row per text.
+
+        A text longer than the model's position table is cut to it. `progress` is called with the number of rows done.
+        """
+        texts = [texts] if isinstance(texts, str) else list(texts)
+        limit = min(self.processor.tokenizer.model_max_length, self.model.config.text_config.max_tokens)
+        encode = functools.partial(encoders.encode_text, self.model, self.params)
+        rows = []
+        for part in encoders.batches(len(texts), batch_size):
+            batch = self.processor(
+                text=texts[part], padding=encoders.length_buckets(limit), truncation=True, max_length=limit
+            )
+            rows.append(encoders.run_padded(encode, batch_size, batch["input_ids"], batch["attention_mask"]))
+            if progress:
+                progress(part.stop - part.start)
+        return self._stack(rows)
+
+    def encode_images(
+        self, images: Any, *, batch_size: int = 32, progress: Progress | None = None
+    ) -> Float32[np.ndarray, "images projection"]:
+        """Returns unit embeddings, one row per picture: paths, PIL images, arrays or bytes, one or a list.
+
+        Raises:
+            ImageError: a picture cannot be read; the message names it.
+        """
+        images = list(images) if isinstance(images, (list, tuple)) else [images]
+        encode = functools.partial(encoders.encode_images, self.model, self.params)
+        rows = []
+        for part in encoders.batches(len(images), batch_size):
+            batch = self.processor(images=images[part])
+            rows.append(encoders.run_padded(encode, batch_size, batch["pixel_values"]))
+            if progress:
+                progress(part.stop - part.start)
+        return self._stack(rows)
+
+    def similarity(self, images: Any, texts: str | Sequence[str]) -> Float32[np.ndarray, "images texts"]:
+        """Returns the cosine of each picture with each text."""
+        cosines: np.ndarray = self.encode_images(images) @ self.encode_text(texts).T
+        return cosines
+
+    def classify(
+        self,
+        images: Any,
+        labels: Sequence[str],
+        *,
+        templates: Sequence[str] = ("{}",),
+        progress: Progress | None = None,
+    ) -> Float32[np.ndarray, "images labels"]:
+        """Returns the probability of each label for each picture; rows sum to 1.
+
+        Args:
+            images: As in `encode_images`.
+            labels: Names in any language.
+            templates: Prompts with one {} each, such as "a photo of a {}"; the embeddings of a label's prompts are
+                averaged and normalised again (prompt ensembling, Radford et al. 2021).
+            progress: Called with the number of pictures done.
+
+        Raises:
+            ValueError: no labels, or a template without exactly one {}.
+        """
+        scale = float(np.exp(np.asarray(self.params["logit_scale"], np.float32)))
+        logits = scale * self.encode_images(images, progress=progress) @ self.encode_labels(labels, templates).T
+        shifted = np.exp(logits - logits.max(axis=1, keepdims=True))
+        probabilities: np.ndarray = shifted / shifted.sum(axis=1, keepdims=True)
+        return probabilities
+
+    def encode_labels(
+        self, labels: Sequence[str], templates: Sequence[str] = ("{}",)
+    ) -> Float32[np.ndarray, "labels projection"]:
+        """Returns one unit embedding per label, the normalised mean over its prompts."""
+        labels, templates = _strings("labels", labels), _strings("templates", templates)
+        for template in templates:
+            if template.count("{}") != 1:
+                raise ValueError(f"A template has exactly one {{}} where the label goes, got {template!r}.")
+        prompts = [template.replace("{}", label) for label in labels for template in templates]
+        means = self.encode_text(prompts).reshape(len(labels), len(templates), -1).mean(axis=1)
+        units: np.ndarray = means / np.linalg.norm(means, axis=1, keepdims=True)
+        return units
+
+    def _stack(self, rows: list[np.ndarray]) -> Float32[np.ndarray, "rows projection"]:
+        return np.concatenate([np.zeros((0, self.model.config.projection_dim), np.float32), *rows])
+
+    def __repr__(self) -> str:
+        leaf = jax.tree.leaves(self.params)[0]
+        count = sum(array.size for array in jax.tree.leaves(self.params))
+        device = next(iter(leaf.devices()))
+        return (
+            f"AltCLIP({self.name!r}, {count:,} parameters, stored {leaf.dtype}, computed"
+            f" {np.dtype(self.model.dtype)}, on {device})"
+        )
+
+
+def _strings(name: str, values: Sequence[str]) -> list[str]:
+    values = [values] if isinstance(values, str) else list(values)
+    if not values or not all(isinstance(value, str) for value in values):
+        raise ValueError(f"{name} must be at least one string, got {values!r}.")
+    return values

@@ -1,0 +1,136 @@
+"""Strings and images to one batch: the tokenizer and the image processor behind one call.
+
+Source: processing_altclip.py of transformers 4.56.2, whose arguments and results these are.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from typing import Any, Self
+
+from altclip_jax import hub
+from altclip_jax.processing.image import AltCLIPImageProcessor
+from altclip_jax.processing.tokenizer import AltCLIPTokenizer
+
+_TOKENIZER_ARGUMENTS = frozenset(
+    {
+        "text_pair",
+        "add_special_tokens",
+        "padding",
+        "truncation",
+        "max_length",
+        "pad_to_multiple_of",
+        "padding_side",
+        "split_special_tokens",
+    }
+)
+_FILES = (
+    "preprocessor_config.json",
+    "tokenizer.json",
+    "sentencepiece.bpe.model",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "added_tokens.json",
+)
+
+
+class AltCLIPProcessor:
+    """Prepares texts and pictures for `AltCLIPModel`; numpy in and out, and no jax."""
+
+    model_input_names = ("pixel_values", "input_ids", "attention_mask")
+
+    def __init__(self, image_processor: AltCLIPImageProcessor, tokenizer: AltCLIPTokenizer):
+        """Joins the two parts, both reachable under these names."""
+        for name, part, kind in (
+            ("image_processor", image_processor, AltCLIPImageProcessor),
+            ("tokenizer", tokenizer, AltCLIPTokenizer),
+        ):
+            if not isinstance(part, kind):
+                raise TypeError(f"{name} must be an {kind.__name__}, got {type(part).__name__}.")
+        self.image_processor = image_processor
+        self.tokenizer = tokenizer
+
+    def __call__(
+        self,
+        images: Any = None,
+        text: str | Sequence[str] | None = None,
+        *,
+        return_tensors: str | None = "np",
+        text_kwargs: Mapping[str, Any] | None = None,
+        images_kwargs: Mapping[str, Any] | None = None,
+        **kwargs: Any,
+    ) -> dict[str, Any]:
+        """Returns input_ids and attention_mask for texts, pixel_values for pictures, in that order.
+
+        Args:
+            images: One picture or a list: PIL images, arrays, paths, bytes; see `AltCLIPImageProcessor`.
+            text: One string or a list; see `AltCLIPTokenizer` for its arguments.
+            return_tensors: "np", "jax", or None for lists. Texts of unequal length without padding are lists of
+                numbers in any case, since they make no array.
+            text_kwargs: Arguments of the tokenizer alone.
+            images_kwargs: Fields of the image processor, for this call alone.
+            **kwargs: Either of these, told apart by name: padding, truncation, max_length, ...; size, crop_size, ...
+
+        Raises:
+            ValueError: neither pictures nor text, a text too long for the model, a picture that cannot be read.
+            TypeError: an argument that neither part has.
+        """
+        if images is None and text is None:
+            raise ValueError("You must specify either text or images.")
+        for_text = {name: value for name, value in kwargs.items() if name in _TOKENIZER_ARGUMENTS}
+        for_images = {name: value for name, value in kwargs.items() if name not in _TOKENIZER_ARGUMENTS}
+        unknown = sorted(set(for_images) - set(self.image_processor.call_arguments()))
+        if unknown:
+            raise TypeError(
+                f"AltCLIPProcessor has no argument {', '.join(unknown)}: those of the tokenizer are"
+                f" {', '.join(sorted(_TOKENIZER_ARGUMENTS))}, the others are the image processor's fields."
+            )
+        batch: dict[str, Any] = {}
+        if text is not None:
+            batch.update(self.tokenizer(text, return_tensors=return_tensors, **{**for_text, **(text_kwargs or {})}))
+        if images is not None:
+            pictures = self.image_processor(
+                images, return_tensors=return_tensors, **{**for_images, **(images_kwargs or {})}
+            )
+            batch.update(pictures)
+        return batch
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        source: str | os.PathLike[str],
+        *,
+        revision: str | None = None,
+        local_files_only: bool = False,
+        cache_dir: str | os.PathLike[str] | None = None,
+        **overrides: Any,
+    ) -> Self:
+        """Reads both parts from a folder or a hub repository.
+
+        `overrides` replace what the files say: fields of the image processor such as size={"shortest_edge": 180}, or
+        of the tokenizer such as model_max_length=77.
+        """
+        folder = hub.fetch_files(
+            source, _FILES, revision=revision, local_files_only=local_files_only, cache_dir=cache_dir
+        )
+        fields = set(AltCLIPImageProcessor.field_names())
+        for_images = {name: value for name, value in overrides.items() if name in fields}
+        for_text = {name: value for name, value in overrides.items() if name not in fields}
+        return cls(
+            image_processor=AltCLIPImageProcessor.from_pretrained(folder, **for_images),
+            tokenizer=AltCLIPTokenizer.from_pretrained(folder, **for_text),
+        )
+
+    def save_pretrained(self, folder: str | os.PathLike[str]) -> None:
+        """Writes the files of both parts, as transformers reads them."""
+        self.image_processor.save_pretrained(folder)
+        self.tokenizer.save_pretrained(folder)
+
+    def decode(self, *args: Any, **kwargs: Any) -> str:
+        """See `AltCLIPTokenizer.decode`."""
+        return self.tokenizer.decode(*args, **kwargs)
+
+    def batch_decode(self, *args: Any, **kwargs: Any) -> list[str]:
+        """See `AltCLIPTokenizer.batch_decode`."""
+        return self.tokenizer.batch_decode(*args, **kwargs)

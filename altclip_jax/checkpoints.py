@@ -62,7 +62,7 @@ def part_of(folder: Path) -> Part:
     except (FileNotFoundError, ValueError):
         return "full"  # reading it as a full model gives the error that says what is wrong with it
     kinds: dict[str, Part] = {"altclip_text_model": "text", "altclip_vision_model": "vision"}
-    return kinds.get(found.get("model_type"), "full") if isinstance(found, dict) else "full"
+    return kinds.get(str(found.get("model_type")), "full") if isinstance(found, dict) else "full"
 
 
 def describe(source: str | os.PathLike[str], **where: Any) -> Description:
@@ -74,7 +74,7 @@ def describe(source: str | os.PathLike[str], **where: Any) -> Description:
     """
     folder = pretrained.fetch(source, **where)
     part = part_of(folder)
-    model_class = MODEL_CLASSES[part]
+    model_class: Any = MODEL_CLASSES[part]
     model = model_class(model_class.config_class.from_json(folder))
     counts: dict[str, int] = {}
     for path, leaf in flatten(model.param_shapes()).items():
@@ -90,9 +90,7 @@ def _summaries(folder: Path, model: Any) -> tuple[FileSummary, ...]:
         size = sum(file.stat().st_size for file in orbax.rglob("*") if file.is_file())
         return (FileSummary(orbax.name, size, len(jax.tree.leaves(model.param_shapes())), ()),)
     with open_checkpoint(folder) as checkpoint:
-        plan_reading(
-            checkpoint.infos, model.param_shapes(), prefix=model.params_prefix, subject=str(folder)
-        )
+        plan_reading(checkpoint.infos, model.param_shapes(), prefix=model.params_prefix, subject=str(folder))
         return tuple(
             FileSummary(
                 file.name,
@@ -160,10 +158,6 @@ def _widest_dtype(folder: Path) -> DTypeLike:
 def _verify(model_class: type[PretrainedModel], target: Path, dtype: DTypeLike, params: Any) -> None:
     _, again = model_class.from_pretrained(target, dtype=dtype)
     written, read = flatten(params), flatten(again)
-    different = [
-        path
-        for path in written
-        if np.asarray(written[path]).tobytes() != np.asarray(read[path]).tobytes()
-    ]
+    different = [path for path in written if np.asarray(written[path]).tobytes() != np.asarray(read[path]).tobytes()]
     if different:
         raise CheckpointError(f"{target} differs from what was written", [f"{path} differs" for path in different])

@@ -8,6 +8,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import json
+import os
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -16,6 +17,16 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from altclip_jax.inference.pipeline import AltCLIP
 
+_SHOWN = (
+    "hidden_size",
+    "num_hidden_layers",
+    "num_attention_heads",
+    "intermediate_size",
+    "hidden_act",
+    "vocab_size",
+    "image_size",
+    "patch_size",
+)
 _PICTURES = {".png", ".jpg", ".jpeg", ".webp", ".gif", ".bmp", ".tif", ".tiff"}
 
 
@@ -24,6 +35,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = _parser().parse_args(arguments)
     try:
         options.run(options)
+    except BrokenPipeError:
+        # the reader of our output, such as head, has had enough; keep the interpreter from complaining at its exit
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     except (ValueError, TypeError, OSError) as error:
         print(f"altclip: {error}", file=sys.stderr)
         return 1
@@ -36,7 +50,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="altclip",
-        description="AltCLIP, the multilingual CLIP, in JAX. Without --model the small embedded model answers, offline.",
+        description="AltCLIP, the multilingual CLIP, in JAX. Without --model the embedded model answers, offline.",
     )
     commands = parser.add_subparsers(title="commands", required=True, metavar="COMMAND")
 
@@ -77,7 +91,9 @@ def _parser() -> argparse.ArgumentParser:
 def _command(
     commands: Any, name: str, run: Callable[[argparse.Namespace], None], help_text: str
 ) -> argparse.ArgumentParser:
-    parser: argparse.ArgumentParser = commands.add_parser(name, help=help_text, description=help_text.capitalize() + ".")
+    parser: argparse.ArgumentParser = commands.add_parser(
+        name, help=help_text, description=help_text.capitalize() + "."
+    )
     parser.add_argument("--json", action="store_true", help="print JSON for programs")
     parser.set_defaults(run=run)
     return parser
@@ -185,8 +201,7 @@ def _print_description(description: Any, as_json: bool) -> None:
         print(f"  {file.name:34} {file.bytes:>15,} bytes, {file.tensors} tensors, {', '.join(file.dtypes)}")
     towers = {name: value for name, value in description.config.items() if name in ("text_config", "vision_config")}
     for name, values in (towers or {"config": description.config}).items():
-        shown = "hidden_size num_hidden_layers num_attention_heads intermediate_size hidden_act vocab_size image_size patch_size"
-        print(f"  {name}: " + ", ".join(f"{key} {values[key]}" for key in shown.split() if key in values))
+        print(f"  {name}: " + ", ".join(f"{key} {values[key]}" for key in _SHOWN if key in values))
 
 
 def _find_images(patterns: Sequence[str]) -> list[Path]:
@@ -200,7 +215,7 @@ def _find_images(patterns: Sequence[str]) -> list[Path]:
         elif path.exists():
             found = [path]
         else:
-            found = sorted(Path(name) for name in glob.glob(pattern, recursive=True))
+            found = sorted(Path(name) for name in glob.glob(pattern, recursive=True))  # noqa: PTH207 - patterns may be absolute
         if not found:
             kinds = " ".join(sorted(_PICTURES))
             raise FileNotFoundError(f"{pattern}: no picture there. Give a file, a folder with {kinds}, or a pattern.")

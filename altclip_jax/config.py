@@ -1,6 +1,6 @@
 """What a model is: the three configurations, and Hugging Face's JSON in and out.
 
-Source: configuration_altclip.py of transformers 4.56.2, and the published config.json files of BAAI/AltCLIP, -m9 and -m18.
+Source: configuration_altclip.py of transformers 4.56.2, and the config.json files of BAAI/AltCLIP, -m9 and -m18.
 """
 
 from __future__ import annotations
@@ -20,17 +20,17 @@ POSITION_EMBEDDING_TYPES = ("absolute", "relative_key", "relative_key_query")
 # Keys that every transformers configuration has. A `text_config_dict` resets them to their defaults with the rest
 # of its sub-configuration, so under that rule they are dropped here: absent means default to every reader.
 _COMMON_KEYS = frozenset(
-    """
-    return_dict output_hidden_states output_attentions torchscript dtype torch_dtype pruned_heads tie_word_embeddings
-    chunk_size_feed_forward is_encoder_decoder is_decoder cross_attention_hidden_size add_cross_attention
-    tie_encoder_decoder architectures finetuning_task id2label label2id task_specific_params problem_type
-    tokenizer_class prefix bos_token_id pad_token_id eos_token_id sep_token_id decoder_start_token_id max_length
-    min_length do_sample early_stopping num_beams num_beam_groups diversity_penalty temperature top_k top_p typical_p
-    repetition_penalty length_penalty no_repeat_ngram_size encoder_no_repeat_ngram_size bad_words_ids
-    num_return_sequences output_scores return_dict_in_generate forced_bos_token_id forced_eos_token_id
-    remove_invalid_values exponential_decay_length_penalty suppress_tokens begin_suppress_tokens tf_legacy_loss
-    use_bfloat16
-    """.split()
+    (
+        "return_dict output_hidden_states output_attentions torchscript dtype torch_dtype pruned_heads "
+        "tie_word_embeddings chunk_size_feed_forward is_encoder_decoder is_decoder "
+        "cross_attention_hidden_size add_cross_attention tie_encoder_decoder architectures finetuning_task "
+        "id2label label2id task_specific_params problem_type tokenizer_class prefix bos_token_id pad_token_id "
+        "eos_token_id sep_token_id decoder_start_token_id max_length min_length do_sample early_stopping "
+        "num_beams num_beam_groups diversity_penalty temperature top_k top_p typical_p repetition_penalty "
+        "length_penalty no_repeat_ngram_size encoder_no_repeat_ngram_size bad_words_ids num_return_sequences "
+        "output_scores return_dict_in_generate forced_bos_token_id forced_eos_token_id remove_invalid_values "
+        "exponential_decay_length_penalty suppress_tokens begin_suppress_tokens tf_legacy_loss use_bfloat16 "
+    ).split()
 )
 # Settings that would build another network than the one this library has.
 _UNSUPPORTED = {
@@ -84,7 +84,9 @@ class _Config:
             TypeError: `values` is not a mapping, or a value has the wrong type.
         """
         if not isinstance(values, Mapping):
-            raise TypeError(f"{cls.__name__}.from_dict expects a mapping such as json.load gives, got {type(values).__name__}.")
+            raise TypeError(
+                f"{cls.__name__}.from_dict expects a mapping such as json.load gives, got {type(values).__name__}."
+            )
         merged = copy.deepcopy({**cls._select(values), **overrides})
         found_type = merged.pop("model_type", cls.model_type)
         merged.pop("transformers_version", None)
@@ -182,8 +184,9 @@ class AltCLIPTextConfig(_Config):
     project_dim: int = 768
 
     def __post_init__(self) -> None:
-        if isinstance(self.eos_token_id, list):
-            object.__setattr__(self, "eos_token_id", tuple(self.eos_token_id))
+        ids: object = self.eos_token_id
+        if isinstance(ids, list):
+            object.__setattr__(self, "eos_token_id", tuple(ids))
         super().__post_init__()
 
     def _problems(self) -> list[str]:
@@ -298,7 +301,9 @@ class AltCLIPConfig(_Config):
             elif isinstance(value, Mapping):
                 object.__setattr__(self, name, kind.from_dict(value))
             elif not isinstance(value, kind):
-                raise TypeError(f"{name} must be an {kind.__name__} or a mapping of its fields, got {type(value).__name__}.")
+                raise TypeError(
+                    f"{name} must be an {kind.__name__} or a mapping of its fields, got {type(value).__name__}."
+                )
         super().__post_init__()
 
     def _problems(self) -> list[str]:
@@ -320,7 +325,8 @@ class AltCLIPConfig(_Config):
     @classmethod
     def from_dict(cls, values: Mapping[str, Any], **overrides: Any) -> Self:  # noqa: D102 - described by the base
         if isinstance(values, Mapping) and _is_flagai(values):
-            values = {**values, "model_type": cls.model_type}
+            parts = {name: value for name, value in values.items() if not name.endswith("_config_dict")}
+            values = {**parts, "model_type": cls.model_type}
         return super().from_dict(values, **overrides)
 
     @classmethod

@@ -81,7 +81,7 @@ def _download(
             revision=revision,
             allow_patterns=wanted,
             local_files_only=local_files_only,
-            cache_dir=cache_dir,
+            cache_dir=None if cache_dir is None else Path(cache_dir),
         )
     except errors.GatedRepoError as error:
         raise PermissionError(
@@ -98,7 +98,9 @@ def _download(
             f"{where} has not been downloaded before, and the network was not to be used or did not answer. {instead}"
         ) from error
     except errors.HFValidationError as error:
-        raise FileNotFoundError(f"{repository!r} is neither a folder nor a valid hub id ({error}). {instead}") from error
+        raise FileNotFoundError(
+            f"{repository!r} is neither a folder nor a valid hub id ({error}). {instead}"
+        ) from error
     except Exception as error:
         # the client's transport differs between its versions (requests, httpx): anything else is the connection
         raise ConnectionError(f"Downloading {where} from the hub failed ({type(error).__name__}). {instead}") from error

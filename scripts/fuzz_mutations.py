@@ -114,11 +114,7 @@ def damage_bytes(content: bytes, rng: random.Random) -> bytes:
     """Flip, set, cut, repeat, insert or move bytes, knowing nothing of what they mean."""
     changed = bytearray(content)
     for _ in range(rng.choice((1, 1, 1, 2, 3, 8))):
-        at = (
-            rng.randrange(len(changed) + 1)
-            if rng.random() < 0.5
-            else rng.randrange(min(len(changed), 64) + 1)
-        )
+        at = rng.randrange(len(changed) + 1) if rng.random() < 0.5 else rng.randrange(min(len(changed), 64) + 1)
         length = rng.choice((1, 2, 4, 8, rng.randrange(256)))
         other = rng.randrange(len(changed) + 1)
         match rng.randrange(8):
@@ -231,9 +227,7 @@ def damage_pickle(content: bytes, rng: random.Random) -> bytes:
     for _ in range(rng.choice((1, 1, 1, 2, 5))):
         at, other = rng.randrange(len(operations)), rng.randrange(len(operations))
         numbers = [
-            number
-            for number, operation in enumerate(operations)
-            if operation[:1] in (b"K", b"M", b"J", b"\x8a")
+            number for number, operation in enumerate(operations) if operation[:1] in (b"K", b"M", b"J", b"\x8a")
         ]
         texts = [number for number, operation in enumerate(operations) if operation[:1] in (b"X", b"\x8c")]
         match rng.randrange(8):
@@ -277,8 +271,7 @@ def damage_image(content: bytes, rng: random.Random) -> bytes:
         damaged = (kind, damage_bytes(data, rng))
         chunks[number : number + 1] = rng.choice(([], [damaged], [damaged], [(kind, data)] * 2))
     packed = [
-        struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
-        for kind, data in chunks
+        struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data)) for kind, data in chunks
     ]
     return content[:8] + b"".join(packed)
 

@@ -54,9 +54,7 @@ def main() -> int:
     """Run the cases, print how they ended, and return the exit status."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
     parser.add_argument("--count", type=int, default=10_000, help="cases of each target")
-    parser.add_argument(
-        "--seed", type=int, default=0, help="seed of the first case; the next has the next number"
-    )
+    parser.add_argument("--seed", type=int, default=0, help="seed of the first case; the next has the next number")
     parser.add_argument("--targets", default="safetensors,bin,index", help=f"some of {','.join(TARGETS)}")
     parser.add_argument("--json", action="store_true", help="print one JSON object")
     arguments = parser.parse_args()
@@ -181,24 +179,17 @@ def _sound_safetensors() -> list[Files]:
 
 
 def _sound_archives() -> list[Files]:
-    return [
-        {"pytorch_model.bin": (SAMPLES / name).read_bytes()}
-        for name in ("state.bin", "wrapped_protocol_5.bin")
-    ]
+    return [{"pytorch_model.bin": (SAMPLES / name).read_bytes()} for name in ("state.bin", "wrapped_protocol_5.bin")]
 
 
 def _sound_shards() -> list[Files]:
     shards = {
-        f"model-0000{number}-of-00002.safetensors": {
-            f"{number}.{name}": np.ones(3, np.float32) for name in "abc"
-        }
+        f"model-0000{number}-of-00002.safetensors": {f"{number}.{name}": np.ones(3, np.float32) for name in "abc"}
         for number in (1, 2)
     }
     weight_map = {name: shard for shard, arrays in shards.items() for name in arrays}
     index = json.dumps({"metadata": {"total_size": 72}, "weight_map": weight_map}).encode()
-    return [
-        {"model.safetensors.index.json": index} | {s: safetensors.numpy.save(a) for s, a in shards.items()}
-    ]
+    return [{"model.safetensors.index.json": index} | {s: safetensors.numpy.save(a) for s, a in shards.items()}]
 
 
 def _sound_images() -> list[Files]:

@@ -1,0 +1,1 @@
+"""Embeddings and answers out of a model."""

@@ -25,7 +25,7 @@ def encode_text(
     model: AltCLIPModel, params: Params, input_ids: Int[Array, "texts sequence"], mask: Int[Array, "texts sequence"]
 ) -> Float[Array, "texts projection"]:
     """Returns unit embeddings of tokenized texts, float32."""
-    features = model.apply({"params": params}, input_ids, mask, method="get_text_features")
+    features: Any = model.apply({"params": params}, input_ids, mask, method="get_text_features")
     return normalize(features)
 
 
@@ -34,7 +34,8 @@ def encode_images(
     model: AltCLIPModel, params: Params, pixel_values: Float[Array, "images channels height width"]
 ) -> Float[Array, "images projection"]:
     """Returns unit embeddings of prepared pictures, float32."""
-    return normalize(model.apply({"params": params}, pixel_values, method="get_image_features"))
+    features: Any = model.apply({"params": params}, pixel_values, method="get_image_features")
+    return normalize(features)
 
 
 def length_buckets(longest: int) -> tuple[int, ...]:

@@ -15,10 +15,10 @@ from jax.typing import DTypeLike
 from jaxtyping import Float, Int, Shaped
 
 from altclip_jax.config import AltCLIPConfig
-from altclip_jax.model.pretrained import PretrainedModel, example_picture, example_text
 from altclip_jax.model.inputs import static_flag
 from altclip_jax.model.layers import AttentionImplementation
 from altclip_jax.model.outputs import AltCLIPOutput
+from altclip_jax.model.pretrained import PretrainedModel, example_picture, example_text
 from altclip_jax.model.text import AltCLIPTextModel
 from altclip_jax.model.vision import AltCLIPVisionModel
 
@@ -172,7 +172,8 @@ class AltCLIPModel(PretrainedModel):
 def normalize(features: Float[Array, "batch projection"]) -> Float[Array, "batch projection"]:
     """Scales each row to unit length in float32; without an epsilon, as the reference, so a zero row becomes NaN."""
     features = features.astype(jnp.float32)
-    return features / jnp.linalg.norm(features, axis=-1, keepdims=True)
+    units: Array = features / jnp.linalg.norm(features, axis=-1, keepdims=True)
+    return units
 
 
 def symmetric_cross_entropy(logits_per_text: Float[Array, "texts images"]) -> Float[Array, ""]:
@@ -187,4 +188,5 @@ def symmetric_cross_entropy(logits_per_text: Float[Array, "texts images"]) -> Fl
     pairs = jnp.diagonal(logits_per_text)
     by_text = jax.nn.logsumexp(logits_per_text, axis=1) - pairs
     by_image = jax.nn.logsumexp(logits_per_text, axis=0) - pairs
-    return (by_text.mean() + by_image.mean()) / 2
+    loss: Array = (by_text.mean() + by_image.mean()) / 2
+    return loss

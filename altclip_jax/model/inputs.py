@@ -29,7 +29,11 @@ def static_flag(name: str, value: Any, default: bool) -> bool:
 
 
 def check_text_inputs(
-    config: AltCLIPTextConfig, input_ids: Any, inputs_embeds: Any, position_ids: Any = None, token_type_ids: Any = None
+    config: AltCLIPTextConfig,
+    input_ids: Any,
+    inputs_embeds: Any,
+    position_ids: Any = None,
+    token_type_ids: Any = None,
 ) -> None:
     """Raises ValueError for inputs that the text tower has no rows for, naming the argument and what it found."""
     if (input_ids is None) == (inputs_embeds is None):
@@ -91,8 +95,8 @@ def _check_ids(name: str, ids: Any, rows: int, table: str) -> None:
     wrong = values[(values < 0) | (values >= rows)]
     if wrong.size:
         raise ValueError(
-            f"{name} holds {wrong.size} value(s) outside {table} of {rows} rows, such as {wrong.flat[0]}: valid are 0 to"
-            f" {rows - 1}. Is the tokenizer that of this checkpoint?"
+            f"{name} holds {wrong.size} value(s) outside {table} of {rows} rows, such as {wrong.flat[0]}: valid are"
+            f" 0 to {rows - 1}. Is the tokenizer that of this checkpoint?"
         )
 
 

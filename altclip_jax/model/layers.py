@@ -1,6 +1,6 @@
 """What both towers are made of: attention, MLP, the two kinds of block, the activations.
 
-Softmax, LayerNorm statistics and activations are computed in float32 whatever the compute dtype; everything else is in it.
+Softmax, LayerNorm statistics and activations are computed in float32 whatever the compute dtype.
 """
 
 from __future__ import annotations
@@ -10,6 +10,8 @@ from typing import Any, Literal, get_args
 
 import jax
 import jax.numpy as jnp
+import ml_dtypes
+import numpy as np
 from flax import linen as nn
 from jax import Array
 from jax.typing import DTypeLike
@@ -17,10 +19,11 @@ from jaxtyping import Float, Int
 
 AttentionImplementation = Literal["plain", "xla", "cudnn"]
 Initializer = Callable[..., Any]
+_LOWEST = float(np.finfo(np.float32).min)
 
 
 def quick_gelu(x: Array) -> Array:
-    """x * sigmoid(1.702 x), the activation of OpenAI's CLIP."""
+    """X * sigmoid(1.702 x), the activation of OpenAI's CLIP."""
     return x * jax.nn.sigmoid(1.702 * x)
 
 
@@ -47,7 +50,8 @@ def attention_bias(mask: Array) -> Float[Array, "batch 1 query key"]:
             f"attention_mask must have shape (batch, sequence) or (batch, sequence, sequence), got {mask.shape}."
         )
     mask = mask[:, None, :] if mask.ndim == 2 else mask
-    return (1.0 - mask[:, None].astype(jnp.float32)) * jnp.finfo(jnp.float32).min
+    bias: Array = (1.0 - mask[:, None].astype(jnp.float32)) * _LOWEST
+    return bias
 
 
 class LayerNorm(nn.LayerNorm):
@@ -79,7 +83,7 @@ class Attention(nn.Module):
         self,
         x: Float[Array, "batch sequence embed"],
         bias: Float[Array, "batch 1 query key"] | None,
-        head_mask: Float[Array, "head"] | None,
+        head_mask: Float[Array, head] | None,
         output_attentions: bool,
         deterministic: bool,
     ) -> tuple[Float[Array, "batch sequence embed"], Float[Array, "batch head query key"] | None]:
@@ -99,9 +103,9 @@ class Attention(nn.Module):
         else:
             self._refuse_what_fused_kernels_lack(relative, head_mask, output_attentions, deterministic)
             mixed, weights = _fused(query, key, value, bias, self.implementation), None
-        out = nn.Dense(
-            width, kernel_init=self.out_init, dtype=self.dtype, param_dtype=self.param_dtype, name="out"
-        )(mixed.reshape(x.shape))
+        out = nn.Dense(width, kernel_init=self.out_init, dtype=self.dtype, param_dtype=self.param_dtype, name="out")(
+            mixed.reshape(x.shape)
+        )
         return out, weights if output_attentions else None
 
     def _plain(
@@ -166,10 +170,15 @@ class Attention(nn.Module):
             )
 
 
+def _lowest(dtype: Any) -> float:
+    info: Any = ml_dtypes.finfo
+    return float(info(dtype).min)
+
+
 def _fused(query: Array, key: Array, value: Array, bias: Array | None, implementation: Any) -> Array:
     if bias is not None:
         # the kernels want the bias in the dtype of the query, whose lowest value may be nearer to zero
-        bias = jnp.maximum(bias, jnp.finfo(query.dtype).min).astype(query.dtype)
+        bias = jnp.maximum(bias, _lowest(query.dtype)).astype(query.dtype)
         bias = jnp.broadcast_to(bias, (*bias.shape[:2], query.shape[1], key.shape[1]))
     return jax.nn.dot_product_attention(query, key, value, bias=bias, implementation=implementation)
 
@@ -187,9 +196,9 @@ class MLP(nn.Module):
     @nn.compact
     def __call__(self, x: Float[Array, "batch sequence embed"]) -> Float[Array, "batch sequence embed"]:
         """Applies the MLP to every position."""
-        up = nn.Dense(
-            self.width, kernel_init=self.up_init, dtype=self.dtype, param_dtype=self.param_dtype, name="up"
-        )(x)
+        up = nn.Dense(self.width, kernel_init=self.up_init, dtype=self.dtype, param_dtype=self.param_dtype, name="up")(
+            x
+        )
         hidden = ACTIVATIONS[self.activation](up.astype(jnp.float32)).astype(self.dtype)
         return nn.Dense(
             x.shape[-1], kernel_init=self.down_init, dtype=self.dtype, param_dtype=self.param_dtype, name="down"
@@ -197,7 +206,7 @@ class MLP(nn.Module):
 
 
 def lookup(
-    table: Float[Array, "rows embed"], ids: Int[Array, "..."], frozen_row: int | None = None
+    table: Float[Array, "rows embed"], ids: Int[Array, ...], frozen_row: int | None = None
 ) -> Float[Array, "... embed"]:
     """Rows of an embedding table; a row outside it is NaN, never another row's value.
 

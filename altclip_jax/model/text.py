@@ -5,7 +5,7 @@ Source: modeling_altclip.py of transformers 4.56.2 (AltCLIPTextModel); Conneau e
 
 from __future__ import annotations
 
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import jax.numpy as jnp
 from flax import linen as nn
@@ -14,7 +14,6 @@ from jax.typing import DTypeLike
 from jaxtyping import Float, Int, Shaped
 
 from altclip_jax.config import AltCLIPTextConfig
-from altclip_jax.model.pretrained import PretrainedModel, example_text
 from altclip_jax.model.inputs import check_text_inputs, static_flag
 from altclip_jax.model.layers import (
     MLP,
@@ -26,10 +25,11 @@ from altclip_jax.model.layers import (
     lookup,
 )
 from altclip_jax.model.outputs import AltCLIPTextOutput
+from altclip_jax.model.pretrained import PretrainedModel, example_text
 
 
 def position_ids_from(input_ids: Int[Array, "batch sequence"], pad_token_id: int) -> Int[Array, "batch sequence"]:
-    """Numbers the tokens that are not padding from `pad_token_id` + 1, wherever the padding is; padding gets its own id."""
+    """Numbers the tokens that are not padding from `pad_token_id` + 1, wherever padding is; padding gets its id."""
     real = (input_ids != pad_token_id).astype(jnp.int32)
     return jnp.cumsum(real, axis=1) * real + pad_token_id
 
@@ -52,7 +52,8 @@ class PostNormBlock(nn.Module):
         deterministic: bool,
     ) -> tuple[Array, Array | None]:
         """Returns the new states, and the attention weights when asked for."""
-        config, types = self.config, {"dtype": self.dtype, "param_dtype": self.param_dtype}
+        config = self.config
+        types: dict[str, Any] = {"dtype": self.dtype, "param_dtype": self.param_dtype}
         init = nn.initializers.normal(config.initializer_factor)
         attended, weights = Attention(
             num_heads=config.num_attention_heads,
@@ -111,7 +112,7 @@ class AltCLIPTextModel(PretrainedModel):
         attention_mask: Shaped[Array, "batch ..."] | None = None,
         token_type_ids: Int[Array, "#batch sequence"] | None = None,
         position_ids: Int[Array, "#batch sequence"] | None = None,
-        head_mask: Float[Array, "..."] | None = None,
+        head_mask: Float[Array, ...] | None = None,
         inputs_embeds: Float[Array, "batch sequence embed"] | None = None,
         output_attentions: bool | None = None,
         output_hidden_states: bool | None = None,
@@ -127,7 +128,8 @@ class AltCLIPTextModel(PretrainedModel):
                 id outside its table. Values are checked where they are known, which is outside jit; inside it the
                 affected rows come out as NaN.
         """
-        config, types = self.config, {"dtype": self.dtype, "param_dtype": self.param_dtype}
+        config = self.config
+        types: dict[str, Any] = {"dtype": self.dtype, "param_dtype": self.param_dtype}
         output_attentions = static_flag("output_attentions", output_attentions, config.output_attentions)
         output_hidden_states = static_flag("output_hidden_states", output_hidden_states, config.output_hidden_states)
         check_text_inputs(config, input_ids, inputs_embeds, position_ids, token_type_ids)
@@ -138,7 +140,8 @@ class AltCLIPTextModel(PretrainedModel):
 
         block = nn.remat(PostNormBlock, static_argnums=(4, 5)) if self.remat else PostNormBlock
         heads = _per_layer(head_mask, config)
-        hidden_states, attentions = [x], []
+        hidden_states: list[Array] = [x]
+        attentions: list[Any] = []
         for layer in range(config.num_hidden_layers):
             x, weights = block(config, self.attention_implementation, name=f"layer_{layer}", **types)(
                 x, bias, heads[layer], output_attentions, deterministic

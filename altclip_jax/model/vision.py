@@ -6,7 +6,7 @@ Source: modeling_altclip.py of transformers 4.56.2 (AltCLIPVisionModel); Radford
 from __future__ import annotations
 
 import functools
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import jax.numpy as jnp
 import numpy as np
@@ -16,10 +16,10 @@ from jax.typing import DTypeLike
 from jaxtyping import Float
 
 from altclip_jax.config import AltCLIPVisionConfig
-from altclip_jax.model.pretrained import PretrainedModel, example_picture
 from altclip_jax.model.inputs import check_pixel_values, static_flag
 from altclip_jax.model.layers import MLP, Attention, AttentionImplementation, EmbeddingTable, LayerNorm
 from altclip_jax.model.outputs import AltCLIPVisionOutput
+from altclip_jax.model.pretrained import PretrainedModel, example_picture
 
 
 class PreNormBlock(nn.Module):
@@ -35,7 +35,8 @@ class PreNormBlock(nn.Module):
         self, x: Float[Array, "batch sequence embed"], output_attentions: bool, deterministic: bool
     ) -> tuple[Array, Array | None]:
         """Returns the new states, and the attention weights when asked for."""
-        config, types = self.config, {"dtype": self.dtype, "param_dtype": self.param_dtype}
+        config = self.config
+        types: dict[str, Any] = {"dtype": self.dtype, "param_dtype": self.param_dtype}
         width, factor = config.hidden_size, config.initializer_factor
         by_depth = (2 * config.num_hidden_layers) ** -0.5
         normal = nn.initializers.normal
@@ -104,7 +105,8 @@ class AltCLIPVisionModel(PretrainedModel):
         Raises:
             ValueError: no pictures, or pictures of another shape than the tower was made for.
         """
-        config, types = self.config, {"dtype": self.dtype, "param_dtype": self.param_dtype}
+        config = self.config
+        types: dict[str, Any] = {"dtype": self.dtype, "param_dtype": self.param_dtype}
         output_attentions = static_flag("output_attentions", output_attentions, config.output_attentions)
         output_hidden_states = static_flag("output_hidden_states", output_hidden_states, config.output_hidden_states)
         interpolate_pos_encoding = static_flag("interpolate_pos_encoding", interpolate_pos_encoding, False)
@@ -113,7 +115,8 @@ class AltCLIPVisionModel(PretrainedModel):
         x = LayerNorm(epsilon=config.layer_norm_eps, name="pre_norm", **types)(x)
 
         block = nn.remat(PreNormBlock, static_argnums=(2, 3)) if self.remat else PreNormBlock
-        hidden_states, attentions = [x], []
+        hidden_states: list[Array] = [x]
+        attentions: list[Any] = []
         for layer in range(config.num_hidden_layers):
             x, weights = block(config, self.attention_implementation, name=f"layer_{layer}", **types)(
                 x, output_attentions, deterministic

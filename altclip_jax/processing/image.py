@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import json
 import math
 import os
 from collections.abc import Mapping, Sequence
@@ -291,7 +290,7 @@ def _lookup_table(factor: float | None, statistics: tuple[tuple[float, ...], tup
 
 
 def _channels_last(array: np.ndarray, name: str, input_data_format: str | None) -> np.ndarray:
-    """Returns (height, width, channels); the axis of 1 or 3 is the channels, the first if both are, as in the reference."""
+    """Returns (height, width, channels); channels is the axis of 1 or 3, the first if both are, as in the reference."""
     if array.ndim != 3 or 0 in array.shape:
         raise ImageError(
             f"{name} has shape {array.shape}: expected (height, width, channels) or (channels, height, width) with at"
@@ -299,7 +298,9 @@ def _channels_last(array: np.ndarray, name: str, input_data_format: str | None) 
         )
     if input_data_format is None:
         if array.shape[0] not in (1, 3) and array.shape[-1] not in (1, 3):
-            raise ImageError(f"{name} has shape {array.shape}, with no axis of 1 or 3 channels: pass input_data_format.")
+            raise ImageError(
+                f"{name} has shape {array.shape}, with no axis of 1 or 3 channels: pass input_data_format."
+            )
         first = array.shape[0] in (1, 3)
     elif input_data_format in ("channels_first", "channels_last"):
         first = input_data_format == "channels_first"
@@ -319,7 +320,7 @@ def _is_zero_to_one_float(array: np.ndarray, name: str) -> bool:
             raise ImageError(f"{name} holds integers from {array.min()} to {array.max()}: expected 0 to 255.")
         return bool(np.issubdtype(array.dtype, np.floating) and array.max() <= 1)
     if array.min() < 0 or array.max() > 1:
-        raise ImageError(f"{name} holds fractions from {array.min()} to {array.max()}: expected 0 to 1, or whole 0 to 255.")
+        raise ImageError(f"{name} holds fractions from {array.min()} to {array.max()}: expected 0 to 1.")
     return True
 
 

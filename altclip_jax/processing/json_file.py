@@ -20,7 +20,9 @@ def read_json_object(path: Path) -> dict[str, Any]:
     try:
         values = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
-        raise FileNotFoundError(f"There is no {path.name} in {path.parent}: is this the folder of a processor?") from None
+        raise FileNotFoundError(
+            f"There is no {path.name} in {path.parent}: is this the folder of a processor?"
+        ) from None
     except ValueError as error:
         raise ValueError(f"{path} is not valid JSON ({error}).") from None
     if not isinstance(values, dict):

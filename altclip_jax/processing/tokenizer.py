@@ -94,7 +94,9 @@ class AltCLIPTokenizer:
         special_map = read_json_object(folder / _MAP) if _MAP in names else {}
         allowed = {"model_max_length", "clean_up_tokenization_spaces", *_ROLES}
         if unknown := sorted(set(overrides) - allowed):
-            raise TypeError(f"AltCLIPTokenizer has no setting {', '.join(unknown)}; it has {', '.join(sorted(allowed))}.")
+            raise TypeError(
+                f"AltCLIPTokenizer has no setting {', '.join(unknown)}; it has {', '.join(sorted(allowed))}."
+            )
         settings = {**settings, **overrides}
         roles = {role: _content(value) for role in _ROLES if (value := settings.get(role, special_map.get(role)))}
         vocabulary: Vocabulary
@@ -266,7 +268,9 @@ class AltCLIPTokenizer:
         tokens = self.convert_ids_to_tokens(np.asarray(ids).reshape(-1).tolist())
         kept = [token for token in tokens if not (skip_special_tokens and token in special)]
         text = "".join(kept).replace("\N{LOWER ONE EIGHTH BLOCK}", " ").strip()
-        clean = self.clean_up_tokenization_spaces if clean_up_tokenization_spaces is None else clean_up_tokenization_spaces
+        clean = (
+            self.clean_up_tokenization_spaces if clean_up_tokenization_spaces is None else clean_up_tokenization_spaces
+        )
         return _cleaned(text) if clean else text
 
     def batch_decode(self, rows: Any, **options: Any) -> list[str]:
@@ -290,13 +294,13 @@ def _texts(name: str, text: str | Sequence[str]) -> list[str]:
         try:
             value.encode()
         except UnicodeEncodeError as error:
-            raise ValueError(f"{name}[{place}] holds half of a surrogate pair at {error.start}, which is no text.") from None
+            raise ValueError(
+                f"{name}[{place}] holds half of a surrogate pair at {error.start}, which is no text."
+            ) from None
     return texts
 
 
-def _cut(
-    first: list[int], second: list[int] | None, room: int, strategy: str
-) -> tuple[list[int], list[int] | None]:
+def _cut(first: list[int], second: list[int] | None, room: int, strategy: str) -> tuple[list[int], list[int] | None]:
     """Cuts a text or pair to `room` tokens from the end; of a pair the longer is cut, one token at a time."""
     if room < 0:
         raise ValueError(f"max_length leaves no room: the special tokens alone are {-room} too many.")

@@ -20,8 +20,6 @@ ORBAX_FOLDER = "orbax_params"
 _SHARDS = ("model-*.safetensors", "pytorch_model-*.bin")
 
 
-
-
 def load(
     model_class: Any,
     source: str | os.PathLike[str],
@@ -96,7 +94,8 @@ def load_orbax(folder: Path, expected: Params) -> Params:
         check_params(stored, expected)
         # without an explicit place orbax would restore onto the devices that wrote the checkpoint
         device = jax.sharding.SingleDeviceSharding(jax.devices()[0])
-        target = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=device), expected)
+        abstract: Any = jax.ShapeDtypeStruct
+        target = jax.tree.map(lambda leaf: abstract(leaf.shape, leaf.dtype, sharding=device), expected)
         params: Params = checkpointer.restore(folder.absolute(), target)
     return params
 

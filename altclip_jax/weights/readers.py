@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import collections
 import contextlib
 import os
 from collections.abc import Mapping
@@ -94,9 +95,7 @@ class Checkpoint:
             index: slices of step 1 for the first axes; the others are read whole.
         """
         if name not in self._owners:
-            raise CheckpointError(
-                f"{name!r} is not among the {len(self.infos)} tensors of {self.files[0].parent}"
-            )
+            raise CheckpointError(f"{name!r} is not among the {len(self.infos)} tensors of {self.files[0].parent}")
         part = self._owners[name]
         return part.file.read(part.tensors[name], index)
 
@@ -134,15 +133,15 @@ class _Part:
 
 def _open_shards(index: Path) -> Checkpoint:
     weight_map = read_index(index)
+    counts = collections.Counter(weight_map.values())
     faults: list[str] = []
     with contextlib.ExitStack() as opened:
         parts: dict[str, _Part] = {}
-        for shard in sorted(set(weight_map.values())):
+        for shard, count in sorted(counts.items()):
             try:
                 parts[shard] = _Part(index.parent / shard)
                 opened.callback(parts[shard].file.close)
             except FileNotFoundError as error:
-                count = sum(named == shard for named in weight_map.values())
                 faults.append(f"the shard {shard}, which should hold {count} tensors, is missing ({error})")
             except (CheckpointError, OSError) as error:
                 faults.append(str(error))

@@ -153,8 +153,7 @@ def contiguous_strides(shape: Sequence[int]) -> tuple[int, ...]:
 def is_contiguous(shape: Sequence[int], strides: Sequence[int]) -> bool:
     """Whether elements lie side by side in row-major order; axes of one element may have any stride."""
     return all(
-        n == 1 or stride == wanted
-        for n, stride, wanted in zip(shape, strides, contiguous_strides(shape), strict=True)
+        n == 1 or stride == wanted for n, stride, wanted in zip(shape, strides, contiguous_strides(shape), strict=True)
     )
 
 

@@ -108,9 +108,7 @@ class _DirectoryFile(io.FileIO):
         if size is None or size < 0:
             size = os.fstat(self.fileno()).st_size - self.tell()
         if size > MAX_CATALOGUE_BYTES:
-            raise zipfile.BadZipFile(
-                f"a directory of {size} bytes; {MAX_CATALOGUE_BYTES} are the most that is read"
-            )
+            raise zipfile.BadZipFile(f"a directory of {size} bytes; {MAX_CATALOGUE_BYTES} are the most that is read")
         return super().read(size) or b""
 
 
@@ -184,9 +182,7 @@ def _has_tensors(value: object) -> TypeGuard[dict[Any, Any]]:
     return isinstance(value, dict) and any(isinstance(entry, TensorView) for entry in value.values())
 
 
-def _stored_tensor(
-    file: StoredFile, name: Any, value: Any, storages: dict[str, _Member]
-) -> StoredTensor | str:
+def _stored_tensor(file: StoredFile, name: Any, value: Any, storages: dict[str, _Member]) -> StoredTensor | str:
     if not isinstance(name, str):
         return f"the name is a {type(name).__name__}; text was expected"
     if not isinstance(value, TensorView):
@@ -221,8 +217,8 @@ def _storage(found: Any, storages: dict[str, _Member]) -> tuple[_Member, np.dtyp
             return "its storage is not described as torch does it"
     if kind not in _DTYPES:
         return f"its storage is a {kind}, which is not one of {', '.join(_DTYPES)}"
-    if key not in storages:
-        return f"its storage, member data/{key} of the archive, is missing"
+    if key not in storages:  # which may be very long, and the same for all tensors
+        return f"its storage, member data/{key[:100]} of the archive, is missing"
     dtype = _DTYPES[kind]
     if storages[key].size < elements * dtype.itemsize:
         return (

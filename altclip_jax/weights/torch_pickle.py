@@ -21,6 +21,9 @@ _MAKERS: Final = {
     "torch._utils._rebuild_tensor_v2",
 }
 _LONGEST_INTEGER: Final = 16  # bytes; the seed of a random generator takes 9
+# A few bytes can ask for a global by remembered texts, so both could be used to fill memory with names.
+_LONGEST_NAME: Final = 200
+_MOST_REFUSED: Final = 100
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -77,10 +80,10 @@ def read_pickle(data: bytes, subject: str, values: Collection[str]) -> Any:
     except _DamagedError as error:
         damage = str(error)
     if machine.refused:
+        named = ", ".join(sorted(machine.refused)) + (" and perhaps more" if damage else "")
         raise CheckpointError(
-            f"{subject} asks for {', '.join(sorted(machine.refused))}. Weights need nothing of the kind, and "
-            "nothing of it was run, for a pickle can run any code. Where you trust the file, load it with "
-            "torch and save only its state dict"
+            f"{subject} asks for {named}. Weights need nothing of the kind, and nothing of it was run, for a "
+            "pickle can run any code. Where you trust the file, load it with torch and save the state dict"
         )
     if damage:
         raise CheckpointError(f"{subject} is damaged or not by torch: {damage}")
@@ -186,9 +189,13 @@ class _Machine:
         """Push a global by its name, noting it where it is not allowed."""
         if not isinstance(module, str) or not isinstance(attribute, str):
             raise self._damage("a global has no name")
+        if len(module) + len(attribute) > _LONGEST_NAME:
+            raise self._damage("a global has a very long name")
         name = f"{module}.{attribute}"
         if name not in self._allowed:
             self.refused.add(name)
+            if len(self.refused) == _MOST_REFUSED:
+                raise self._damage("it asks for very many globals")
         self.push(Global(name))
 
     def extend(self, values: list[Any]) -> None:

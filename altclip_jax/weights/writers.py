@@ -115,9 +115,7 @@ def _checked(tensors: Iterable[TensorSource]) -> list[TensorSource]:
         if tensor.name in names or tensor.name == "__metadata__":
             faults.append(f"the name {tensor.name!r} is taken")
         if tensor.dtype not in _CODES:
-            faults.append(
-                f"{tensor.name!r} is {tensor.dtype}, which is none of {', '.join(map(str, _CODES))}"
-            )
+            faults.append(f"{tensor.name!r} is {tensor.dtype}, which is none of {', '.join(map(str, _CODES))}")
         names.add(tensor.name)
         checked.append(tensor)
     if faults:
@@ -137,9 +135,7 @@ def _cut(tensors: Sequence[TensorSource], max_bytes: int) -> list[list[TensorSou
     return shards
 
 
-def _safetensors_blocks(
-    tensors: Sequence[TensorSource], metadata: Mapping[str, str]
-) -> Iterator[bytes | memoryview]:
+def _safetensors_blocks(tensors: Sequence[TensorSource], metadata: Mapping[str, str]) -> Iterator[bytes | memoryview]:
     order = list(DTYPES.values())
     tensors = sorted(tensors, key=lambda tensor: (order.index(tensor.dtype), tensor.name))
     header: dict[str, Any] = {"__metadata__": dict(metadata)}

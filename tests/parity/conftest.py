@@ -57,7 +57,10 @@ def make_reference(tmp_path_factory):
         key = repr((text, vision, seed, top))
         if key not in made:
             config = AltCLIPConfig(
-                text_config={**TEXT, **(text or {})}, vision_config={**VISION, **(vision or {})}, projection_dim=20, **top
+                text_config={**TEXT, **(text or {})},
+                vision_config={**VISION, **(vision or {})},
+                projection_dim=20,
+                **top,
             )
             model = randomise(AltCLIPModel(config), seed)
             folder = tmp_path_factory.mktemp("reference")

@@ -124,17 +124,13 @@ def test_what_is_no_plain_tensor_is_refused_by_name(value, named, tmp_path):
 def test_changed_files_are_read_as_torch_reads_them_or_refused(tmp_path):
     """Where both accept a damaged file they agree; 2,000 files with one to three bytes changed."""
     path = tmp_path / "model.bin"
-    torch.serialization.set_crc32_options(
-        False
-    )  # or every change of the pickle would be found by its checksum
+    torch.serialization.set_crc32_options(False)  # or every change of the pickle would be found by its checksum
     try:
         torch.save(torch.load(CHECKPOINT_FILES / "state.bin", weights_only=True), path)
     finally:
         torch.serialization.set_crc32_options(True)
     content = path.read_bytes()
-    directory = content.index(
-        b"PK\x01\x02"
-    )  # not changed: a wrong flag there makes torch return unset memory
+    directory = content.index(b"PK\x01\x02")  # not changed: a wrong flag there makes torch return unset memory
     read = 0
     for seed in range(2000):
         changed, rng = bytearray(content), random.Random(seed)

@@ -12,7 +12,25 @@ from altclip_jax.processing.image import AltCLIPImageProcessor
 
 PHOTOS = Path(skimage.__file__).parent / "data"
 SIZES = [(640, 480), (333, 500), (500, 333), (225, 226), (7, 5), (1000, 10), (224, 224), (2, 2), (300, 30), (97, 1999)]
-MODES = ["1", "L", "LA", "P", "RGB", "RGBA", "CMYK", "YCbCr", "HSV", "LAB", "I", "F", "I;16", "PA", "La", "RGBa", "RGBX"]
+MODES = [
+    "1",
+    "L",
+    "LA",
+    "P",
+    "RGB",
+    "RGBA",
+    "CMYK",
+    "YCbCr",
+    "HSV",
+    "LAB",
+    "I",
+    "F",
+    "I;16",
+    "PA",
+    "La",
+    "RGBa",
+    "RGBX",
+]
 
 
 def photo(name="coffee.png", size=None):

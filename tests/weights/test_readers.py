@@ -106,9 +106,7 @@ def test_arrays_are_fresh_writable_contiguous_and_aligned_for_jax(tmp_path):
 def test_slices_equal_slices_of_the_whole(index, tmp_path):
     safetensors.numpy.save_file(ARRAYS, tmp_path / "model.safetensors")
     with open_checkpoint(tmp_path) as checkpoint:
-        np.testing.assert_array_equal(
-            checkpoint.read_slice("cube", index), ARRAYS["cube"][index], strict=True
-        )
+        np.testing.assert_array_equal(checkpoint.read_slice("cube", index), ARRAYS["cube"][index], strict=True)
 
 
 def test_slices_read_only_the_rows_they_need(tmp_path, monkeypatch):
@@ -180,9 +178,7 @@ print(peak() - before)
 """
     size = sum(array.nbytes for array in arrays.values())
     for name in ("model.safetensors", "model.bin"):
-        run = subprocess.run(
-            [sys.executable, "-c", program, tmp_path / name], capture_output=True, check=True
-        )
+        run = subprocess.run([sys.executable, "-c", program, tmp_path / name], capture_output=True, check=True)
         assert 0.9 * size < int(run.stdout) < 1.05 * size, name
 
 
@@ -368,12 +364,7 @@ def test_overlaps_gaps_and_truncation_are_all_told(offsets, size, messages, tmp_
         (b"{" + b" " * 40, None, "is not JSON"),
         (b'{"a":' + b"[" * 100_000, None, "is not JSON"),
         (
-            b'{"w": '
-            + json.dumps(entry([3], 0, 12)).encode()[:-1]
-            + b', "x": '
-            + b"[" * 5000
-            + b"]" * 5000
-            + b"}}",
+            b'{"w": ' + json.dumps(entry([3], 0, 12)).encode()[:-1] + b', "x": ' + b"[" * 5000 + b"]" * 5000 + b"}}",
             None,
             "JSON",
         ),

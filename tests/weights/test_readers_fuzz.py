@@ -33,9 +33,7 @@ DTYPES = [
     np.bool_,
 ]
 SHAPES = st.lists(st.integers(0, 4), max_size=4).map(tuple)
-NAMES = st.text(st.characters(codec="utf-8"), min_size=1, max_size=8).filter(
-    lambda name: name != "__metadata__"
-)
+NAMES = st.text(st.characters(codec="utf-8"), min_size=1, max_size=8).filter(lambda name: name != "__metadata__")
 ARRAYS = st.dictionaries(NAMES, st.tuples(st.sampled_from(DTYPES), SHAPES), min_size=1, max_size=5).map(
     lambda found: {
         name: (np.arange(np.prod(shape, dtype=int)) % 2).reshape(shape).astype(dtype)
@@ -46,17 +44,10 @@ ARRAYS = st.dictionaries(NAMES, st.tuples(st.sampled_from(DTYPES), SHAPES), min_
 CHANGES = st.lists(st.tuples(st.integers(0, 1 << 16), st.integers(0, 255)), min_size=1, max_size=4)
 NUMBERS = st.integers() | st.sampled_from([0, 4, 8, 2**31, 2**63, 2**64])
 JSON = st.recursive(
-    st.none()
-    | st.booleans()
-    | NUMBERS
-    | st.floats()
-    | st.text(max_size=5)
-    | st.sampled_from(["F32", "I64", "BF16"]),
+    st.none() | st.booleans() | NUMBERS | st.floats() | st.text(max_size=5) | st.sampled_from(["F32", "I64", "BF16"]),
     lambda inner: (
         st.lists(inner, max_size=4)
-        | st.dictionaries(
-            st.sampled_from(["dtype", "shape", "data_offsets", "a", "weight_map"]), inner, max_size=4
-        )
+        | st.dictionaries(st.sampled_from(["dtype", "shape", "data_offsets", "a", "weight_map"]), inner, max_size=4)
     ),
     max_leaves=12,
 )
@@ -113,9 +104,7 @@ def test_any_arrays_are_read_back_from_both_formats(folder, write_torch, arrays)
 @given(ARRAYS, CHANGES, st.integers(-20, 20))
 def test_changed_safetensors_are_refused_or_read_as_the_library_does(folder, arrays, changes, longer):
     content = changed(safetensors.numpy.save(arrays), changes)
-    (folder / "m.safetensors").write_bytes(
-        content + bytes(longer) if longer > 0 else content[: len(content) + longer]
-    )
+    (folder / "m.safetensors").write_bytes(content + bytes(longer) if longer > 0 else content[: len(content) + longer])
     found = read(folder / "m.safetensors")
     assert found is None or found == library_reads(folder / "m.safetensors")
 
@@ -150,10 +139,7 @@ def test_changed_pickles_are_refused_or_read(folder, checkpoint_files, write_arc
 @FILES
 @given(st.lists(st.sampled_from([bytes([code]) for code in range(256)]) | st.binary(max_size=6), max_size=40))
 def test_any_operations_are_refused(folder, write_archive, operations):
-    assert (
-        read(write_archive(folder / "m.bin", b"\x80\x02" + b"".join(operations) + b".", {"0": bytes(8)}))
-        is None
-    )
+    assert read(write_archive(folder / "m.bin", b"\x80\x02" + b"".join(operations) + b".", {"0": bytes(8)})) is None
 
 
 @FILES

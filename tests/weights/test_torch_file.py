@@ -94,15 +94,11 @@ def test_slices_of_transposed_tensors_equal_slices_of_the_array(checkpoint_files
             assert found.flags.c_contiguous
 
 
-def test_blocks_of_a_large_transposed_tensor_are_put_together_right(
-    tmp_path, op, write_archive, read_all, monkeypatch
-):
+def test_blocks_of_a_large_transposed_tensor_are_put_together_right(tmp_path, op, write_archive, read_all, monkeypatch):
     monkeypatch.setattr("altclip_jax.weights.stored._SCRATCH_BYTES", 100)
     base = np.arange(3 * 7 * 11, dtype=np.float32).reshape(3, 7, 11)
     storage = op.storage("Float", "0", base.size)
-    views = {
-        order: base.transpose(order) for order in [(0, 1, 2), (2, 1, 0), (1, 2, 0), (1, 0, 2), (2, 0, 1)]
-    }
+    views = {order: base.transpose(order) for order in [(0, 1, 2), (2, 1, 0), (1, 2, 0), (1, 0, 2), (2, 0, 1)]}
     items = {
         str(order): op.tensor(storage, 0, view.shape, [stride // 4 for stride in view.strides])
         for order, view in views.items()
@@ -113,17 +109,13 @@ def test_blocks_of_a_large_transposed_tensor_are_put_together_right(
 
 def test_strides_of_axes_with_one_element_do_not_matter(tmp_path, op, write_archive, read_all):
     tensor = op.tensor(op.storage("Float", "0", 3), 0, [1, 3, 1], [2**62, 1, 2**62])
-    path = write_archive(
-        tmp_path / "model.bin", op.pickle(op.entries({"w": tensor})), {"0": ramp(3).tobytes()}
-    )
+    path = write_archive(tmp_path / "model.bin", op.pickle(op.entries({"w": tensor})), {"0": ramp(3).tobytes()})
     assert_same(read_all(path), {"w": ramp(1, 3, 1)})
 
 
 def test_storage_may_be_longer_than_its_tensors(tmp_path, op, write_archive, read_all):
     tensor = op.tensor(op.storage("Float", "0", 3), 1, [2], [1])
-    path = write_archive(
-        tmp_path / "model.bin", op.pickle(op.entries({"w": tensor})), {"0": ramp(5).tobytes()}
-    )
+    path = write_archive(tmp_path / "model.bin", op.pickle(op.entries({"w": tensor})), {"0": ramp(5).tobytes()})
     assert_same(read_all(path), {"w": ramp(3)[1:]})
 
 
@@ -191,9 +183,7 @@ def test_pickles_without_tensors_say_what_they_hold(value, message, tmp_path, op
 def test_kinds_of_storages_that_numpy_lacks_are_refused_by_name(tmp_path, op, write_archive):
     tensor = op.tensor(op.storage("QInt8", "0", 1), 0, [1], [1])
     with pytest.raises(CheckpointError, match=r"torch\.QInt8Storage"):
-        open_checkpoint(
-            write_archive(tmp_path / "m.bin", op.pickle(op.entries({"w": tensor})), {"0": bytes(1)})
-        )
+        open_checkpoint(write_archive(tmp_path / "m.bin", op.pickle(op.entries({"w": tensor})), {"0": bytes(1)}))
 
 
 def test_compressed_members_are_refused_with_the_way_out(tmp_path, op, write_archive):

@@ -55,9 +55,7 @@ def test_calls_are_refused_by_name_and_not_made(protocol, tmp_path, refusal):
 
 
 def test_all_refused_globals_are_named_at_once(refusal):
-    pickled = pickle.dumps(
-        {"a": Reduced(os.system, "true"), "b": {"c": Reduced(eval, "1")}, "d": Path("x")}, 4
-    )
+    pickled = pickle.dumps({"a": Reduced(os.system, "true"), "b": {"c": Reduced(eval, "1")}, "d": Path("x")}, 4)
     message = refusal(pickled)
     for name in ("posix.system", "builtins.eval", "pathlib.PosixPath"):
         assert name in message
@@ -77,9 +75,7 @@ def test_ordered_dict_takes_no_arguments(op, refusal):
 
 
 def test_types_of_storages_cannot_be_called(op, refusal):
-    assert "torch.FloatStorage is called" in refusal(
-        op.pickle(op.call(op.named("torch", "FloatStorage"), b"K\x08"))
-    )
+    assert "torch.FloatStorage is called" in refusal(op.pickle(op.call(op.named("torch", "FloatStorage"), b"K\x08")))
 
 
 @pytest.mark.parametrize(
@@ -100,9 +96,7 @@ def test_attributes_are_set_on_nothing(target, state, op, refusal):
 def test_attributes_of_an_ordered_dict_are_dropped(tmp_path, op, write_archive, read_all):
     tensor = op.tensor(op.storage("Float", "0", 1), 0, [1], [1])
     made = op.call(op.named("collections", "OrderedDict")) + b"(" + op.text("w") + tensor + b"u"
-    path = write_archive(
-        tmp_path / "m.bin", op.pickle(made + b"}(X\x05\x00\x00\x00itemsNub"), {"0": bytes(4)}
-    )
+    path = write_archive(tmp_path / "m.bin", op.pickle(made + b"}(X\x05\x00\x00\x00itemsNub"), {"0": bytes(4)})
     assert list(read_all(path)) == ["w"]
 
 
@@ -199,19 +193,34 @@ def test_very_many_empty_dicts_stay_within_a_bound(op, refusal):
         tracemalloc.stop()
 
 
+def test_long_texts_cannot_be_multiplied_into_memory(op, refusal):
+    def peak(pickled: bytes) -> int:
+        tracemalloc.start()
+        try:
+            refusal(pickled)
+            return tracemalloc.get_traced_memory()[1]
+        finally:
+            tracemalloc.stop()
+
+    remembered = op.text("a" * 100_000) + b"q\x00"
+    globals_ = b"".join(b"h\x00" + op.text(str(number)) + b"\x93" for number in range(1000))
+    assert peak(op.pickle(remembered + globals_)) < 4 << 20
+    many = op.pickle(b"".join(op.named("os", str(number)) for number in range(20_000)))
+    assert peak(many) < 4 << 20
+    storage = b"(" + op.text("storage") + op.named("torch", "FloatStorage") + b"h\x00" + op.text("cpu") + b"K\x01tQ"
+    tensors = {str(number): op.tensor(storage, 0, [1], [1]) for number in range(1000)}
+    assert peak(op.pickle(remembered + op.entries(tensors))) < 4 << 20
+
+
 def test_names_of_storages_cannot_leave_the_archive(op, refusal):
     tensor = op.tensor(op.storage("Byte", "../data.pkl", 1), 0, [1], [1])
-    assert "member data/../data.pkl of the archive, is missing" in refusal(
-        op.pickle(op.entries({"w": tensor}))
-    )
+    assert "member data/../data.pkl of the archive, is missing" in refusal(op.pickle(op.entries({"w": tensor})))
 
 
 def test_ordinary_pickles_are_refused_unread(tmp_path):
     path = tmp_path / "model.bin"
     for protocol in (2, 3, 4, 5):
-        path.write_bytes(
-            pickle.dumps(OrderedDict(w=Reduced(os.system, f"touch {tmp_path / 'trace'}")), protocol)
-        )
+        path.write_bytes(pickle.dumps(OrderedDict(w=Reduced(os.system, f"touch {tmp_path / 'trace'}")), protocol))
         with pytest.raises(CheckpointError, match=r"is a pickle, which could run any code"):
             open_checkpoint(path)
     assert not (tmp_path / "trace").exists()

@@ -32,10 +32,7 @@ INDEX_OR_SINGLE = {"model.safetensors", "model.safetensors.index.json"}
 
 
 def sources(arrays: dict[str, np.ndarray]) -> list[TensorSource]:
-    return [
-        TensorSource(name, array.shape, array.dtype, lambda array=array: array)
-        for name, array in arrays.items()
-    ]
+    return [TensorSource(name, array.shape, array.dtype, lambda array=array: array) for name, array in arrays.items()]
 
 
 def numbered(value: int, names: str = "abcdef") -> dict[str, np.ndarray]:
@@ -61,9 +58,7 @@ def test_file_is_byte_for_byte_what_the_safetensors_library_writes(tmp_path):
 
 def test_written_tensors_are_read_back_equal(tmp_path, read_all):
     transposed = {"t": np.arange(12, dtype=np.float32).reshape(3, 4).T}
-    write_safetensors(
-        tmp_path / "model.safetensors", sources(ARRAYS | transposed), {"format": "pt", "key": "值"}
-    )
+    write_safetensors(tmp_path / "model.safetensors", sources(ARRAYS | transposed), {"format": "pt", "key": "值"})
     found = read_all(tmp_path)
     for name, array in (ARRAYS | transposed).items():
         assert (found[name].shape, found[name].dtype) == (array.shape, array.dtype)
@@ -107,9 +102,7 @@ def test_each_array_is_let_go_before_the_next_is_made(tmp_path):
         alive.append(weakref.ref(array))
         return array
 
-    write_safetensors(
-        tmp_path / "m.safetensors", [TensorSource(n, (1000,), np.dtype("f4"), load) for n in "abc"]
-    )
+    write_safetensors(tmp_path / "m.safetensors", [TensorSource(n, (1000,), np.dtype("f4"), load) for n in "abc"])
     assert len(alive) == 3
 
 
@@ -121,9 +114,7 @@ def test_files_have_the_rights_that_the_umask_gives(tmp_path):
     )
 
 
-@pytest.mark.parametrize(
-    ("before", "after"), [(1000, 3000), (3000, 1000), (1000, 500), (500, 1000), (1000, 1000)]
-)
+@pytest.mark.parametrize(("before", "after"), [(1000, 3000), (3000, 1000), (1000, 500), (500, 1000), (1000, 1000)])
 def test_weights_of_an_earlier_save_are_removed_and_nothing_else(before, after, tmp_path):
     others = ["config.json", "model-best.safetensors", "pytorch_model.bin", "tokenizer.json"]
     for name in others:
@@ -147,14 +138,10 @@ def test_faults_of_the_tensors_are_all_told_before_anything_is_written(tmp_path)
     assert not (tmp_path / "new").exists()
 
 
-@pytest.mark.parametrize(
-    "array", [np.ones((3, 2), np.float32), np.ones((2, 3), np.float16), np.ones(6, np.float32)]
-)
+@pytest.mark.parametrize("array", [np.ones((3, 2), np.float32), np.ones((2, 3), np.float16), np.ones(6, np.float32)])
 def test_array_unlike_its_declaration_is_refused(array, tmp_path):
     wrong = TensorSource("w", (2, 3), np.dtype(np.float32), lambda: array)
-    with pytest.raises(
-        CheckpointError, match=r"'w' was declared as float32\[2, 3\], but its source gave float"
-    ):
+    with pytest.raises(CheckpointError, match=r"'w' was declared as float32\[2, 3\], but its source gave float"):
         write_safetensors(tmp_path / "m.safetensors", [wrong])
     assert names(tmp_path) == []
 
@@ -179,9 +166,7 @@ def test_interrupted_save_leaves_the_earlier_checkpoint_and_no_other_file(before
     assert values(tmp_path) == {1}
 
 
-@pytest.mark.parametrize(
-    ("before", "after"), [(1000, 1000), (1000, 500), (3000, 1000), (1000, 3000), (3000, 3000)]
-)
+@pytest.mark.parametrize(("before", "after"), [(1000, 1000), (1000, 500), (3000, 1000), (1000, 3000), (3000, 3000)])
 def test_failure_of_any_single_renaming_leaves_the_earlier_checkpoint(before, after, tmp_path, monkeypatch):
     replace = Path.replace
     for fail_at in range(1, 20):
@@ -213,9 +198,7 @@ def test_failure_of_any_single_renaming_leaves_the_earlier_checkpoint(before, af
     assert values(folder) == {2}
 
 
-@pytest.mark.parametrize(
-    ("before", "after"), [(1000, 1000), (1000, 500), (3000, 1000), (1000, 3000), (3000, 3000)]
-)
+@pytest.mark.parametrize(("before", "after"), [(1000, 1000), (1000, 500), (3000, 1000), (1000, 3000), (3000, 3000)])
 def test_process_killed_at_any_renaming_leaves_no_mixture(before, after, tmp_path):
     program = """
 import os, sys
@@ -285,9 +268,7 @@ def test_content_is_on_disk_before_the_file_gets_its_name(tmp_path, monkeypatch)
     monkeypatch.setattr(
         os, "fsync", lambda fd: (events.append(str(Path(f"/proc/self/fd/{fd}").readlink())), fsync(fd))[1]
     )
-    monkeypatch.setattr(
-        Path, "replace", lambda self, target: (events.append(target.name), replace(self, target))[1]
-    )
+    monkeypatch.setattr(Path, "replace", lambda self, target: (events.append(target.name), replace(self, target))[1])
     save_sharded(tmp_path, sources(numbered(1)), 1500)
     shards = ["model-00001-of-00002.safetensors", "model-00002-of-00002.safetensors"]
     index = "model.safetensors.index.json"

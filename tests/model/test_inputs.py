@@ -1,0 +1,81 @@
+"""What does not fit is refused by name before the device answers with NaN or another row."""
+
+import functools
+
+import jax
+import numpy as np
+import pytest
+
+from altclip_jax import AltCLIPTextModel
+
+
+@pytest.fixture(scope="module")
+def text(config, params):
+    return functools.partial(AltCLIPTextModel(config.text_config).apply, {"params": params["text_model"]})
+
+
+@pytest.mark.parametrize(
+    ("inputs", "words"),
+    [
+        ({}, "exactly one of them; got neither"),
+        ({"input_ids": np.ones((1, 2), int), "inputs_embeds": np.ones((1, 2, 16))}, "got both"),
+        ({"input_ids": np.array([[0, 60]])}, "outside the vocabulary of 60 rows, such as 60"),
+        ({"input_ids": np.array([[0, -1]])}, "such as -1"),
+        ({"input_ids": np.array([[0, 5]]), "token_type_ids": np.array([[0, 1]])}, "token types of 1 rows"),
+        ({"input_ids": np.array([[0, 5]]), "position_ids": np.array([[0, 24]])}, "position table of 24 rows"),
+        ({"input_ids": np.full((1, 23), 5)}, "23 tokens and the position table ends after 22"),
+        ({"input_ids": np.full((1, 25), 1)}, "25 tokens"),
+        ({"input_ids": np.array([0, 5])}, r"shape \(batch, sequence\)"),
+        ({"input_ids": np.array([[0.0, 5.0]])}, "must be integers"),
+        ({"inputs_embeds": np.ones((1, 2, 9))}, r"\(batch, sequence, 16\)"),
+        ({"input_ids": np.array([[0, 5]]), "attention_mask": np.ones((1, 1, 2, 2))}, "attention_mask must have shape"),
+        ({"input_ids": np.array([[0, 5]]), "head_mask": np.ones(3)}, r"\(heads,\) = \(2,\)"),
+    ],
+)
+def test_texts_that_do_not_fit(text, inputs, words):
+    with pytest.raises(ValueError, match=words):
+        text(**inputs)
+
+
+def test_padding_does_not_count_towards_the_length_where_ids_are_known(text):
+    ids = np.full((1, 24), 5)
+    ids[0, 20:] = 1
+    assert np.isfinite(text(input_ids=ids).pooler_output).all()
+    with pytest.raises(ValueError, match="Inside jit padding counts"):
+        jax.jit(text)(input_ids=ids)
+
+
+def test_inside_jit_an_id_outside_its_table_is_never_mistaken_for_an_answer(text):
+    for wrong in (60, -1):
+        out = jax.jit(text)(input_ids=np.array([[0, wrong], [0, 5]])).pooler_output
+        assert np.isnan(out[0]).all()
+        assert np.isfinite(out[1]).all()
+    out = jax.jit(text)(input_ids=np.array([[0, 5]]), token_type_ids=np.array([[0, 1]])).pooler_output
+    assert np.isnan(out).all()
+
+
+@pytest.mark.parametrize(
+    ("shape", "words"),
+    [
+        ((1, 3, 12, 13), r"Input image size \(12\*13\) doesn't match model \(12\*12\)\."),
+        ((1, 1, 12, 12), r"\(batch, 3, height, width\)"),
+        ((3, 12, 12), r"\(batch, 3, height, width\)"),
+    ],
+)
+def test_pictures_that_do_not_fit(model, params, shape, words):
+    with pytest.raises(ValueError, match=words):
+        model.apply({"params": params}, np.zeros(shape, np.float32), method="get_image_features")
+
+
+def test_missing_inputs_and_unequal_pairs(model, params, batch):
+    with pytest.raises(ValueError, match="You have to specify pixel_values"):
+        model.apply({"params": params}, batch["input_ids"])
+    with pytest.raises(ValueError, match="input_ids or inputs_embeds"):
+        model.apply({"params": params}, pixel_values=batch["pixel_values"])
+    with pytest.raises(ValueError, match="8 texts and 3 images"):
+        model.apply({"params": params}, batch["input_ids"], batch["pixel_values"][:3], return_loss=True)
+
+
+def test_a_traced_flag_is_explained(model, params, batch):
+    with pytest.raises(TypeError, match=r"functools\.partial\(model\.apply, return_loss=True\)"):
+        jax.jit(model.apply)({"params": params}, **batch, return_loss=True)

@@ -66,12 +66,12 @@ def _download(
     cache_dir: str | os.PathLike[str] | None,
 ) -> Path:
     import huggingface_hub
-    from huggingface_hub import errors
+    from huggingface_hub import constants, errors
 
     instead = "To use files on disk instead, pass the path of a folder that holds the repository's files."
     where = f"{repository!r}" + (f" at revision {revision!r}" if revision else "")
     try:
-        if local_files_only or huggingface_hub.constants.HF_HUB_OFFLINE:
+        if local_files_only or constants.HF_HUB_OFFLINE:
             wanted = [name for group in choices for name in group]
         else:
             files = huggingface_hub.HfApi().list_repo_files(repository, revision=revision)
@@ -102,7 +102,9 @@ def _download(
             f"{repository!r} is neither a folder nor a valid hub id ({error}). {instead}"
         ) from error
     except Exception as error:
-        # the client's transport differs between its versions (requests, httpx): anything else is the connection
+        # the client's transport differs between its versions: requests, whose errors are OSErrors, or httpx
+        if not isinstance(error, OSError) and type(error).__module__.split(".")[0] != "httpx":
+            raise
         raise ConnectionError(f"Downloading {where} from the hub failed ({type(error).__name__}). {instead}") from error
     return Path(folder)
 

@@ -1,5 +1,6 @@
 """Checkpoints are opened, checked and read from safetensors files and folders."""
 
+import io
 import json
 import os
 import re
@@ -7,6 +8,8 @@ import struct
 import subprocess
 import sys
 import threading
+import time
+from pathlib import Path
 
 import ml_dtypes
 import numpy as np
@@ -135,10 +138,19 @@ def test_slices_that_cannot_be_are_refused(tmp_path):
             checkpoint.read("matrx")
 
 
-def test_threads_read_without_disturbing_each_other(tmp_path):
+def test_threads_read_without_disturbing_each_other(tmp_path, monkeypatch):
     arrays = {str(i): np.full((64, 1024), i, np.int32) for i in range(16)}
     safetensors.numpy.save_file(arrays, tmp_path / "model.safetensors")
     wrong = []
+    seek = io.FileIO.seek
+
+    class SlowFile(io.FileIO):
+        def seek(self, *arguments):
+            result = seek(self, *arguments)
+            time.sleep(0)  # lets another thread in between seeking and reading
+            return result
+
+    monkeypatch.setattr(Path, "open", lambda self, *_, **__: SlowFile(self))
     with open_checkpoint(tmp_path) as checkpoint:
 
         def read_all_often():

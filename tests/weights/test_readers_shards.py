@@ -23,7 +23,7 @@ def folder(tmp_path):
     """Two shards, with a and b in the first and c and d in the second."""
     safetensors.numpy.save_file({name: ARRAYS[name] for name in "ab"}, tmp_path / FIRST, {"format": "pt"})
     safetensors.numpy.save_file({name: ARRAYS[name] for name in "cd"}, tmp_path / SECOND, {"format": "pt"})
-    write_index(tmp_path, {"a": FIRST, "b": FIRST, "c": SECOND, "d": SECOND})
+    write_index(tmp_path, {"c": SECOND, "d": SECOND, "a": FIRST, "b": FIRST})
     return tmp_path
 
 

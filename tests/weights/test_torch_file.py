@@ -3,6 +3,7 @@
 import struct
 import subprocess
 import sys
+import tracemalloc
 import zipfile
 
 import ml_dtypes
@@ -107,10 +108,24 @@ def test_blocks_of_a_large_transposed_tensor_are_put_together_right(tmp_path, op
     assert_same(read_all(path), {str(order): view for order, view in views.items()})
 
 
-def test_strides_of_axes_with_one_element_do_not_matter(tmp_path, op, write_archive, read_all):
-    tensor = op.tensor(op.storage("Float", "0", 3), 0, [1, 3, 1], [2**62, 1, 2**62])
-    path = write_archive(tmp_path / "model.bin", op.pickle(op.entries({"w": tensor})), {"0": ramp(3).tobytes()})
-    assert_same(read_all(path), {"w": ramp(1, 3, 1)})
+@pytest.mark.parametrize("step", [1, 2])
+def test_strides_of_axes_with_one_element_do_not_matter(step, tmp_path, op, write_archive, read_all):
+    tensor = op.tensor(op.storage("Float", "0", 6), 0, [1, 3, 1], [2**62, step, 2**62])
+    path = write_archive(tmp_path / "model.bin", op.pickle(op.entries({"w": tensor})), {"0": ramp(6).tobytes()})
+    assert_same(read_all(path), {"w": ramp(6)[: 3 * step : step].reshape(1, 3, 1)})
+
+
+def test_transposed_tensors_take_little_more_memory_than_the_result(tmp_path, op, write_archive, monkeypatch):
+    monkeypatch.setattr("altclip_jax.weights.stored._SCRATCH_BYTES", 10_000)
+    tensor = op.tensor(op.storage("Float", "0", 1_000_000), 0, [1000, 1000], [1, 1000])
+    path = write_archive(tmp_path / "m.bin", op.pickle(op.entries({"w": tensor})), {"0": bytes(4_000_000)})
+    with open_checkpoint(path) as checkpoint:
+        tracemalloc.start()
+        try:
+            checkpoint.read("w")
+            assert tracemalloc.get_traced_memory()[1] < 4_100_000
+        finally:
+            tracemalloc.stop()
 
 
 def test_storage_may_be_longer_than_its_tensors(tmp_path, op, write_archive, read_all):
@@ -132,6 +147,7 @@ def test_every_tensor_at_fault_is_named_with_expected_and_found(tmp_path, op, wr
         "flat": op.tensor(float32, 0, [2, 3], [1]),
         "backward": op.tensor(float32, 5, [6], [-1]),
         "before": op.tensor(float32, -1, [6], [1]),
+        "long before": op.tensor(float32, -(2**40), [6], [1]),
         "terabytes": op.tensor(float32, 0, [2**20, 2**20], [0, 0]),
         "beyond memory": op.tensor(float32, 0, [2**40, 2**40], [0, 0]),
         "empty beyond memory": op.tensor(float32, 0, [0, 2**70], [0, 0]),
@@ -150,6 +166,8 @@ def test_every_tensor_at_fault_is_named_with_expected_and_found(tmp_path, op, wr
         "'absent': its storage, member data/7 of the archive, is missing",
         "'terabytes': shape (1048576, 1048576) repeats its elements to 4398046511104 bytes",
         "'epoch': a int; a tensor was expected",
+        "'before': its offset is not a whole number",
+        "'long before': its offset is not a whole number",
     ]:
         assert part in message
     for name in items.keys() - {"good"}:
@@ -239,6 +257,7 @@ def test_members_that_lie_outside_the_file_or_stand_twice_are_all_named(checkpoi
     directory = content.index(b"PK\x01\x02")
     entry_0 = content.index(b"PK\x01\x02", directory + 1)
     changed = bytearray(content)
+    changed[directory + 20 : directory + 28] = struct.pack("<2I", 2**30, 2**30)  # sizes
     changed[entry_0 + 42 : entry_0 + 46] = struct.pack("<I", 2**31)  # offset of the local header
     last = content.rindex(b"PK\x01\x02")
     changed[last + 8] |= 1  # flag: encrypted
@@ -246,9 +265,15 @@ def test_members_that_lie_outside_the_file_or_stand_twice_are_all_named(checkpoi
     path.write_bytes(changed)
     with pytest.raises(CheckpointError) as raised:
         open_checkpoint(path)
-    assert len(raised.value.faults) == 2
-    assert "does not lie in the file" in str(raised.value)
+    assert len(raised.value.faults) == 3
+    assert str(raised.value).count("does not lie in the file") == 2
     assert "encrypted" in str(raised.value)
+    with pytest.warns(UserWarning, match="Duplicate name"), zipfile.ZipFile(path, "w") as archive:
+        for name in ("a/data.pkl", "a/data/0", "a/data/0", "a/data.pkl"):
+            archive.writestr(name, b"}.")
+    with pytest.raises(CheckpointError) as raised:
+        open_checkpoint(path)
+    assert raised.value.faults == ("member 'a/data/0' stands twice", "member 'a/data.pkl' stands twice")
 
 
 def test_a_directory_of_gigabytes_is_refused_unread(tmp_path):

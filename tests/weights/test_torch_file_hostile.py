@@ -145,6 +145,8 @@ def test_giant_numbers_in_the_memo_allocate_nothing(tmp_path, op, write_archive,
         (b"0", "operation b'0'"),
         (b"t", "a mark is missing"),
         (b"(\x85", "a value is missing"),
+        (b"K\x01(\x85", "a value is missing"),
+        (b"\x8a\xff" + bytes(255), "an integer has 255 bytes"),
         (b"}K\x01s", "a value is missing"),
         (b"}(K\x01u", "items are set"),
         (b"](K\x01K\x02u", "items are set in a list"),
@@ -213,8 +215,10 @@ def test_long_texts_cannot_be_multiplied_into_memory(op, refusal):
 
 
 def test_names_of_storages_cannot_leave_the_archive(op, refusal):
-    tensor = op.tensor(op.storage("Byte", "../data.pkl", 1), 0, [1], [1])
-    assert "member data/../data.pkl of the archive, is missing" in refusal(op.pickle(op.entries({"w": tensor})))
+    for key in ("../data.pkl", "archive/data.pkl", "/etc/passwd"):
+        tensor = op.tensor(op.storage("Byte", key, 1), 0, [1], [1])
+        message = refusal(op.pickle(op.entries({"w": tensor})))
+        assert f"member data/{key} of the archive, is missing" in message
 
 
 def test_ordinary_pickles_are_refused_unread(tmp_path):

@@ -7,12 +7,12 @@ from __future__ import annotations
 
 import copy
 import dataclasses
-import json
 import os
-import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, ClassVar, Self
+
+from altclip_jax.json_file import read_json_object, write_json
 
 ACTIVATIONS = ("gelu", "gelu_new", "relu", "silu", "quick_gelu", "selu")
 POSITION_EMBEDDING_TYPES = ("absolute", "relative_key", "relative_key_query")
@@ -113,16 +113,7 @@ class _Config:
         file = Path(path)
         if file.is_dir():
             file = file / "config.json"
-        try:
-            values = json.loads(file.read_text(encoding="utf-8"))
-        except FileNotFoundError:
-            raise FileNotFoundError(
-                f"No configuration at {file}: expected a config.json as transformers' save_pretrained writes it."
-            ) from None
-        except ValueError as error:
-            raise ValueError(f"{file} is not valid JSON ({error}).") from None
-        if not isinstance(values, dict):
-            raise ValueError(f"{file} holds a JSON {type(values).__name__}, expected an object.")  # noqa: TRY004
+        values = read_json_object(file)
         try:
             return cls.from_dict(values)
         except (TypeError, ValueError) as error:
@@ -136,20 +127,7 @@ class _Config:
     def save(self, folder: str | os.PathLike[str]) -> Path:
         """Writes `folder`/config.json, whole or not at all, and returns its path."""
         target = Path(folder) / "config.json"
-        target.parent.mkdir(parents=True, exist_ok=True)
-        text = json.dumps(self.to_dict(), indent=2, sort_keys=True, ensure_ascii=False) + "\n"
-        with tempfile.NamedTemporaryFile(
-            "w", encoding="utf-8", dir=target.parent, prefix=".config-", delete=False
-        ) as file:
-            try:
-                file.write(text)
-                file.flush()
-                os.fsync(file.fileno())
-                Path(file.name).chmod(0o644)
-                Path(file.name).replace(target)
-            except BaseException:
-                Path(file.name).unlink(missing_ok=True)
-                raise
+        write_json(target, self.to_dict())
         return target
 
     def replace(self, **changes: Any) -> Self:

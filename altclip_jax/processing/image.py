@@ -18,8 +18,8 @@ import numpy as np
 from jaxtyping import Float32
 from PIL import Image
 
+from altclip_jax.json_file import read_json_object, write_json
 from altclip_jax.processing.image_files import ImageError, flatten_images, open_image, to_rgb
-from altclip_jax.processing.json_file import read_json_object, write_json
 
 __all__ = ["AltCLIPImageProcessor", "ImageError"]
 
@@ -315,7 +315,7 @@ def _is_zero_to_one_float(array: np.ndarray, name: str) -> bool:
         return False
     if not np.isfinite(array).all():
         raise ImageError(f"{name} holds values that are not finite.")
-    if np.array_equal(array, array.astype(np.int64)):
+    if np.array_equal(array, np.trunc(array)):
         if array.min() < 0 or array.max() > 255:
             raise ImageError(f"{name} holds integers from {array.min()} to {array.max()}: expected 0 to 255.")
         return bool(np.issubdtype(array.dtype, np.floating) and array.max() <= 1)

@@ -12,7 +12,7 @@ from typing import Any, Self
 
 import numpy as np
 
-from altclip_jax.processing.json_file import read_json_object, write_bytes, write_json
+from altclip_jax.json_file import read_json_object, write_bytes, write_json
 from altclip_jax.processing.vocabularies import JsonVocabulary, SentencePieceVocabulary, SpecialToken, Vocabulary
 
 _MODEL, _JSON = "sentencepiece.bpe.model", "tokenizer.json"

@@ -4,6 +4,7 @@ import struct
 import subprocess
 import sys
 import tracemalloc
+import warnings
 import zipfile
 
 import ml_dtypes
@@ -268,7 +269,7 @@ def test_members_that_lie_outside_the_file_or_stand_twice_are_all_named(checkpoi
     assert len(raised.value.faults) == 3
     assert str(raised.value).count("does not lie in the file") == 2
     assert "encrypted" in str(raised.value)
-    with pytest.warns(UserWarning, match="Duplicate name"), zipfile.ZipFile(path, "w") as archive:
+    with zipfile.ZipFile(path, "w") as archive, warnings.catch_warnings(action="ignore"):
         for name in ("a/data.pkl", "a/data/0", "a/data/0", "a/data.pkl"):
             archive.writestr(name, b"}.")
     with pytest.raises(CheckpointError) as raised:

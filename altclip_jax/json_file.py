@@ -1,4 +1,4 @@
-"""The small JSON files of a processor: read with a sentence when it fails, written whole or not at all."""
+"""The small JSON files beside the weights: read with a sentence when it fails, written whole or not at all."""
 
 from __future__ import annotations
 
@@ -21,7 +21,8 @@ def read_json_object(path: Path) -> dict[str, Any]:
         values = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise FileNotFoundError(
-            f"There is no {path.name} in {path.parent}: is this the folder of a processor?"
+            f"There is no {path.name} in {path.parent}: expected the folder of a checkpoint, as transformers'"
+            " save_pretrained writes it."
         ) from None
     except ValueError as error:
         raise ValueError(f"{path} is not valid JSON ({error}).") from None

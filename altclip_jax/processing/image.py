@@ -68,8 +68,10 @@ class AltCLIPImageProcessor:
             if len(numbers) != 3 or not all(isinstance(number, (int, float)) for number in numbers):
                 raise ValueError(f"{name} must be three numbers, one per channel, got {value!r}.")
             object.__setattr__(self, name, numbers)
-        if 0 in self.image_std:
-            raise ValueError(f"image_std must not hold 0, got {self.image_std}.")
+        if not all(math.isfinite(number) and number != 0 for number in self.image_std):
+            raise ValueError(f"image_std must be finite and not 0, got {self.image_std}.")
+        if self.background is not None:
+            object.__setattr__(self, "background", _colour(self.background))
         if self.resample not in [int(filter_) for filter_ in Image.Resampling]:
             raise ValueError(f"resample={self.resample!r} is not a number of PIL.Image.Resampling (bicubic is 3).")
         if self.max_pixels < 1:
@@ -147,7 +149,7 @@ class AltCLIPImageProcessor:
         opened = open_image(image, name, self.max_pixels)
         if isinstance(opened, Image.Image):
             if self.do_convert_rgb:
-                opened = to_rgb(opened, self.background, self.apply_exif_orientation)
+                opened = to_rgb(opened, name, self.background, self.apply_exif_orientation)
             pixels: np.ndarray | Image.Image = opened
             if opened.mode not in ("RGB", "RGBA"):
                 pixels = _channels_last(np.asarray(opened), name, input_data_format)
@@ -195,14 +197,17 @@ class AltCLIPImageProcessor:
         unknown = sorted(set(overrides) - set(self.field_names()))
         if unknown:
             raise TypeError(f"{type(self).__name__} has no field {', '.join(unknown)}.")
-        return dataclasses.replace(self, **{key: value for key, value in overrides.items() if value is not None})
+        # for the reference None means the field's own value; only for a background it is a value itself
+        given = {key: value for key, value in overrides.items() if value is not None or key == "background"}
+        return dataclasses.replace(self, **given)
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any], **overrides: Any) -> Self:
         """Reads the content of a preprocessor_config.json; unknown keys are kept and written back."""
         names = set(cls.field_names())
         known = {key: value for key, value in values.items() if key in names and value is not None}
-        return cls(**{**known, **overrides}, extra={key: value for key, value in values.items() if key not in names})
+        own = names | {"image_processor_type", "processor_class", "feature_extractor_type"}
+        return cls(**{**known, **overrides}, extra={key: value for key, value in values.items() if key not in own})
 
     def to_dict(self) -> dict[str, Any]:
         """Returns what transformers' CLIPImageProcessor reads back equal."""
@@ -214,7 +219,7 @@ class AltCLIPImageProcessor:
             if name not in ours or getattr(self, name) != getattr(defaults, name)
         }
         return {
-            **{key: value for key, value in self.extra.items() if key != "feature_extractor_type"},
+            **self.extra,
             **fields,
             "image_processor_type": "CLIPImageProcessor",
             "processor_class": "AltCLIPProcessor",
@@ -268,6 +273,14 @@ def _size(name: str, value: Any, *, square: bool) -> dict[str, int]:
     return dict(value)
 
 
+def _colour(value: Any) -> tuple[int, int, int]:
+    good = isinstance(value, (list, tuple)) and len(value) == 3
+    if not good or not all(isinstance(part, int) and 0 <= part <= 255 for part in value):
+        raise ValueError(f"background must be three integers from 0 to 255, or None, got {value!r}.")
+    red, green, blue = value
+    return red, green, blue
+
+
 def _plain(value: Any) -> Any:
     if isinstance(value, Mapping):
         return dict(value)
@@ -315,10 +328,10 @@ def _is_zero_to_one_float(array: np.ndarray, name: str) -> bool:
         return False
     if not np.isfinite(array).all():
         raise ImageError(f"{name} holds values that are not finite.")
-    if np.array_equal(array, np.trunc(array)):
+    if np.allclose(array, np.trunc(array)):
         if array.min() < 0 or array.max() > 255:
-            raise ImageError(f"{name} holds integers from {array.min()} to {array.max()}: expected 0 to 255.")
-        return bool(np.issubdtype(array.dtype, np.floating) and array.max() <= 1)
+            raise ImageError(f"{name} holds whole numbers from {array.min()} to {array.max()}: expected 0 to 255.")
+        return False  # also an array of nothing but 0.0 and 1.0
     if array.min() < 0 or array.max() > 1:
         raise ImageError(f"{name} holds fractions from {array.min()} to {array.max()}: expected 0 to 1.")
     return True

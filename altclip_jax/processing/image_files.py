@@ -98,7 +98,7 @@ def _loaded(image: Image.Image, name: str, max_pixels: int) -> Image.Image:
     return image
 
 
-def to_rgb(image: Image.Image, background: tuple[int, int, int] | None, upright: bool) -> Image.Image:
+def to_rgb(image: Image.Image, name: str, background: tuple[int, int, int] | None, upright: bool) -> Image.Image:
     """Returns an RGB image.
 
     `upright` turns it as its EXIF orientation says. With a `background` transparent parts show that colour; without,
@@ -115,4 +115,7 @@ def to_rgb(image: Image.Image, background: tuple[int, int, int] | None, upright:
     with warnings.catch_warnings():
         # a palette with transparency as bytes: Pillow advises RGBA, which would not be the reference's picture
         warnings.simplefilter("ignore")
-        return image.convert("RGB")
+        try:
+            return image.convert("RGB")
+        except ValueError as error:
+            raise ImageError(f"{name} has mode {image.mode}, which Pillow does not convert to RGB ({error}).") from None

@@ -94,6 +94,11 @@ def test_arrays_of_every_dtype_and_layout(layout, dtype):
     equal(np.stack([array, array[::-1]]))
 
 
+def test_a_float_array_of_nothing_but_zeros_and_ones():
+    equal((np.asarray(photo(size=(50, 40))) > 120).astype(np.float32))
+    equal(np.asarray(photo(size=(50, 40))) + np.float32(1e-7))
+
+
 @pytest.mark.parametrize(
     "call",
     [

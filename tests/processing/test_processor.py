@@ -144,10 +144,19 @@ def test_published_layouts_of_the_image_processor(tmp_path):
     assert written["size"] == {"shortest_edge": 224}
     assert written["mine"] == 1
     assert "feature_extractor_type" not in written
+    assert AltCLIPImageProcessor.from_pretrained(tmp_path) == processor
 
 
 @pytest.mark.parametrize(
-    "fields", [{"size": 0}, {"size": {"longest_edge": 3}}, {"image_std": [0, 1, 1]}, {"resample": 9}, {"max_pixels": 0}]
+    "fields",
+    [
+        {"size": 0},
+        {"size": {"longest_edge": 3}},
+        {"image_std": [0, 1, 1]},
+        {"resample": 9},
+        {"max_pixels": 0},
+        {"background": (300, 0, 0)},
+    ],
 )
 def test_impossible_settings(fields):
     with pytest.raises(ValueError, match=next(iter(fields))):
@@ -199,7 +208,7 @@ def test_the_window_equals_the_middle_of_the_whole(monkeypatch):
         (np.zeros((4, 4), np.uint8), "expected"),
         (np.zeros((4, 4, 7), np.uint8), "no axis of 1 or 3"),
         (np.full((4, 4, 3), np.nan), "not finite"),
-        (np.full((4, 4, 3), -3), "integers from -3"),
+        (np.full((4, 4, 3), -3), "whole numbers from -3"),
         (np.full((4, 4, 3), 2.5), "fractions"),
         ([], "at least one picture"),
     ],

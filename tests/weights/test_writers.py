@@ -263,15 +263,20 @@ def test_folder_that_cannot_be_written_is_a_sentence(write, tmp_path):
 
 
 def test_content_is_on_disk_before_the_file_gets_its_name(tmp_path, monkeypatch):
-    events = []
+    events: list[tuple[str, int] | str] = []  # (what is synced, its size then), or what gets its name
     fsync, replace = os.fsync, Path.replace
-    monkeypatch.setattr(
-        os, "fsync", lambda fd: (events.append(str(Path(f"/proc/self/fd/{fd}").readlink())), fsync(fd))[1]
-    )
-    monkeypatch.setattr(Path, "replace", lambda self, target: (events.append(target.name), replace(self, target))[1])
-    save_sharded(tmp_path, sources(numbered(1)), 1500)
-    shards = ["model-00001-of-00002.safetensors", "model-00002-of-00002.safetensors"]
-    index = "model.safetensors.index.json"
-    synced = [Path(event).name.rsplit(".", 2)[0].removeprefix(".") for event in events[:3]]
-    assert synced == [*shards, index]
-    assert events[3:] == [*shards, str(tmp_path), index, str(tmp_path)]
+
+    def recording_fsync(descriptor: int) -> None:
+        path = Path(f"/proc/self/fd/{descriptor}").readlink()
+        events.append("folder" if path == tmp_path else (path.name.rsplit(".", 2)[0], os.fstat(descriptor).st_size))
+        fsync(descriptor)
+
+    def recording_replace(self: Path, target: Path) -> Path:
+        events.append(target.name)
+        return replace(self, target)
+
+    monkeypatch.setattr(os, "fsync", recording_fsync)
+    monkeypatch.setattr(Path, "replace", recording_replace)
+    *shards, index = save_sharded(tmp_path, sources(numbered(1)), 1500)
+    synced = [(f".{file.name}", file.stat().st_size) for file in (*shards, index)]
+    assert events == [*synced, *(shard.name for shard in shards), "folder", index.name, "folder"]

@@ -79,6 +79,7 @@ _SPELLINGS: tuple[tuple[str, str], ...] = (
     (r"^(roberta|transformation|pre_LN)\.", r"text_model.\1."),
     (r"^(embeddings\.(class|patch|position)_embedding\b|pre_layrnorm\.|post_layernorm\.)", r"vision_model.\1"),
     (r"^encoder\.layers\.", "vision_model.encoder.layers."),
+    (r"^vision_model\.encoder\.layer\.", "vision_model.encoder.layers."),  # transformers 5 writes full models so
     (r"^text_model\.(embeddings|encoder|pooler)\.", r"text_model.roberta.\1."),
     (r"^(text_model\.roberta\.encoder)\.layers\.", r"\1.layer."),
     (r"(LayerNorm|pre_LN)\.gamma$", r"\1.weight"),

@@ -95,7 +95,11 @@ def test_other_spellings_of_the_names(tensors, write):
         name.replace("LayerNorm.weight", "LayerNorm.gamma").replace("LayerNorm.bias", "LayerNorm.beta"): array
         for name, array in tensors.items()
     }
-    for spelled in (newer, older):
+    newest = {
+        name.replace("vision_model.encoder.layers.", "vision_model.encoder.layer."): array
+        for name, array in tensors.items()
+    }
+    for spelled in (newer, newest, older):
         assert spelled.keys() != tensors.keys()
         equal(AltCLIPModel.from_pretrained(write(spelled))[1], params)
 

@@ -228,3 +228,23 @@ def test_what_is_saved_loads_in_the_reference_without_a_missing_or_unexpected_ke
         }
         for name, value in again.state_dict().items():
             assert torch.equal(value, expected[name]), name
+
+
+def test_activations_equal_torchs():
+    from torch.nn import functional
+
+    from altclip_jax.config import ACTIVATIONS as NAMES
+    from altclip_jax.model.layers import ACTIVATIONS
+
+    theirs = {
+        "gelu": functional.gelu,
+        "gelu_new": functools.partial(functional.gelu, approximate="tanh"),
+        "relu": functional.relu,
+        "silu": functional.silu,
+        "quick_gelu": lambda x: x * torch.sigmoid(1.702 * x),
+        "selu": functional.selu,  # named by the reference's documents, absent from its code
+    }
+    assert set(NAMES) == set(ACTIVATIONS) == set(theirs)
+    x = np.linspace(-8, 8, 1001, dtype=np.float32)
+    for name in NAMES:
+        close(ACTIVATIONS[name](jnp.asarray(x)), theirs[name](torch.tensor(x)), 2e-6, name)

@@ -1,0 +1,32 @@
+"""The house: a room imports only from rooms below it."""
+
+import ast
+from pathlib import Path
+
+import altclip_jax
+
+ROOT = Path(altclip_jax.__file__).parent
+# From the ground up. A part may import itself and what stands before it.
+FLOORS = ("json_file", "hub", "config", "assets", "processing", "weights", "model", "checkpoints", "inference", "cli")
+
+
+def imported(file):
+    for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.ImportFrom) and node.module and node.module.split(".")[0] == "altclip_jax":
+            names = node.module.split(".")[1:2] or [alias.name for alias in node.names]
+            yield from names
+        elif isinstance(node, ast.Import):
+            yield from (alias.name.split(".")[1] for alias in node.names if alias.name.startswith("altclip_jax."))
+
+
+def test_a_room_imports_only_from_rooms_below_it():
+    wrong, seen = [], set()
+    for file in sorted(ROOT.rglob("*.py")):
+        part = file.relative_to(ROOT).parts[0].removesuffix(".py")
+        if part in ("__init__", "__main__"):
+            continue
+        seen.add(part)
+        allowed = FLOORS[: FLOORS.index(part) + 1]
+        wrong += [f"{file.relative_to(ROOT)} imports {name}" for name in imported(file) if name not in allowed]
+    assert not wrong
+    assert seen == set(FLOORS)

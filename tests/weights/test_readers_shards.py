@@ -73,12 +73,14 @@ def test_every_absent_or_damaged_shard_is_named(folder):
         "e": "lost-1.safetensors",
         "f": "lost-1.safetensors",
     }
-    error = refusal(folder, weight_map | {"g": "lost-2.safetensors"})
-    assert len(error.faults) == 3
+    unnameable = "a" * 300 + ".safetensors"
+    error = refusal(folder, weight_map | {"g": "lost-2.safetensors", "h": unnameable})
+    assert len(error.faults) == 4
     for part in [
         "the shard lost-1.safetensors, which should hold 2 tensors, is missing",
         "the shard lost-2.safetensors, which should hold 1 tensors, is missing",
         f"{folder / SECOND}: 'd' ends at byte",
+        "File name too long",
     ]:
         assert part in str(error)
 

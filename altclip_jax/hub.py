@@ -72,17 +72,9 @@ def _download(
     where = f"{repository!r}" + (f" at revision {revision!r}" if revision else "")
     try:
         if local_files_only or constants.HF_HUB_OFFLINE:
-            wanted = [name for group in choices for name in group]
-        else:
-            files = huggingface_hub.HfApi().list_repo_files(repository, revision=revision)
-            wanted = _chosen(choices, files)
-        folder = huggingface_hub.snapshot_download(
-            repository,
-            revision=revision,
-            allow_patterns=wanted,
-            local_files_only=local_files_only,
-            cache_dir=None if cache_dir is None else Path(cache_dir),
-        )
+            return _downloaded_before(repository, choices, revision, cache_dir)
+        files = huggingface_hub.HfApi().list_repo_files(repository, revision=revision)
+        return _snapshot(repository, _chosen(choices, files), revision, cache_dir, local_files_only=False)
     except errors.GatedRepoError as error:
         raise PermissionError(
             f"The hub repository {where} asks for permission: accept its terms on its page and log in. {instead}"
@@ -103,10 +95,46 @@ def _download(
         ) from error
     except Exception as error:
         # the client's transport differs between its versions: requests, whose errors are OSErrors, or httpx
-        if not isinstance(error, OSError) and type(error).__module__.split(".")[0] != "httpx":
+        if not isinstance(error, OSError) and not type(error).__module__.startswith("httpx"):
             raise
         raise ConnectionError(f"Downloading {where} from the hub failed ({type(error).__name__}). {instead}") from error
+
+
+def _snapshot(
+    repository: str,
+    names: Sequence[str],
+    revision: str | None,
+    cache_dir: str | os.PathLike[str] | None,
+    *,
+    local_files_only: bool,
+) -> Path:
+    import huggingface_hub
+
+    folder = huggingface_hub.snapshot_download(
+        repository,
+        revision=revision,
+        allow_patterns=list(names),
+        local_files_only=local_files_only,
+        cache_dir=None if cache_dir is None else Path(cache_dir),
+    )
     return Path(folder)
+
+
+def _downloaded_before(
+    repository: str, choices: Sequence[Sequence[str]], revision: str | None, cache_dir: str | os.PathLike[str] | None
+) -> Path:
+    """Asks for one alternative after the other: the client may refuse a snapshot that lacks a file it is asked for."""
+    from huggingface_hub import errors
+
+    always, *alternatives = choices
+    for group in alternatives or [()]:
+        try:
+            folder = _snapshot(repository, [*always, *group], revision, cache_dir, local_files_only=True)
+        except errors.LocalEntryNotFoundError:
+            continue
+        if not group or any(folder.glob(group[0])):
+            return folder
+    raise errors.LocalEntryNotFoundError(f"{repository} is not in the cache")
 
 
 def _chosen(choices: Sequence[Sequence[str]], files: Sequence[str]) -> list[str]:

@@ -25,7 +25,7 @@ os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
 import jax
 import numpy as np
 
-from altclip_jax import AltCLIPConfig, AltCLIPModel, AltCLIPProcessor
+from altclip_jax import AltCLIPConfig, AltCLIPModel, AltCLIPProcessor, AltCLIPVisionModel
 from altclip_jax.processing.image import AltCLIPImageProcessor
 from altclip_jax.processing.tokenizer import AltCLIPTokenizer
 
@@ -44,7 +44,13 @@ CAPTIONS = [
     "网膜的照片",
 ]
 # transformers' own integration test of BAAI/AltCLIP; facts measured by its authors
-CATS = {"texts": ["一张猫的照片", "一张狗的照片"], "probabilities": [9.9942e-01, 5.7805e-04], "tolerance": 5e-3}
+CATS: dict[str, Any] = {
+    "texts": ["一张猫的照片", "一张狗的照片"],
+    "probabilities": [9.9942e-01, 5.7805e-04],
+    "tolerance": 5e-3,
+}
+
+CATS_AT_180 = [[-0.3589, -0.5939, 0.3534], [0.4346, 0.1647, 0.7071], [1.1404, -0.4716, 0.1664]]
 
 
 def main() -> int:
@@ -183,12 +189,23 @@ def compare(ours: dict[str, Any], reference: dict[str, Any], exact: dict[str, An
 
 
 def check_cats(folder: Path, processor: AltCLIPProcessor, picture: Path) -> dict[str, Any]:
-    """Check the published probabilities of the two-cats picture."""
+    """Check the published probabilities of the two-cats picture, and its first states at 180 x 180 pixels."""
     model, params = AltCLIPModel.from_pretrained(folder)
     outputs = model.apply({"params": params}, **processor(images=picture, text=CATS["texts"], padding=True))
     found = np.asarray(jax.nn.softmax(outputs.logits_per_image, axis=1))[0]
+    small = processor(images=picture, size={"shortest_edge": 180}, crop_size={"height": 180, "width": 180})
+    vision = AltCLIPVisionModel(model.config.vision_config)
+    states = vision.apply({"params": params["vision_model"]}, **small, interpolate_pos_encoding=True).last_hidden_state
+    corner = np.asarray(states[0, :3, :3])
     passed = np.allclose(found, CATS["probabilities"], rtol=CATS["tolerance"], atol=CATS["tolerance"])
-    return {"found": found.tolist(), "published": CATS["probabilities"], "passed": bool(passed)}
+    passed &= np.allclose(corner, CATS_AT_180, rtol=1e-4, atol=1e-4)
+    return {
+        "found": found.tolist(),
+        "published": CATS["probabilities"],
+        "states_found": corner.tolist(),
+        "states_published": CATS_AT_180,
+        "passed": bool(passed),
+    }
 
 
 def as_text(report: dict[str, Any]) -> str:

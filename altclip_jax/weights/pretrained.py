@@ -90,7 +90,8 @@ def load_orbax(folder: Path, expected: Params) -> Params:
     import orbax.checkpoint as ocp
 
     with ocp.StandardCheckpointer() as checkpointer:
-        stored = checkpointer.metadata(folder.absolute()).item_metadata.tree
+        metadata: Any = checkpointer.metadata(folder.absolute())
+        stored = getattr(metadata, "item_metadata", metadata).tree  # older orbax gives the tree's directly
         check_params(stored, expected)
         # without an explicit place orbax would restore onto the devices that wrote the checkpoint
         device = jax.sharding.SingleDeviceSharding(jax.devices()[0])

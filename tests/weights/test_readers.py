@@ -330,6 +330,7 @@ def test_every_entry_at_fault_is_named_with_expected_and_found(tmp_path):
         "huge": entry([2**40, 2**40], 20, 32),
         "backward": entry([3], 32, 20),
         "below": entry([3], -4, 8),
+        "flag": entry([3], True, 13),
         "beyond": entry([3], 10**4299, 10**4299 + 12),
         "one": {"dtype": "F32", "shape": [3], "data_offsets": [0]},
         "bare": {"dtype": "F32"},

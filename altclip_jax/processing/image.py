@@ -1,46 +1,72 @@
 """Resize, crop, rescale, normalise: bit-equal to CLIPImageProcessor (slow) of transformers 4.56.2.
 
-Two steps, which may run in different places: `resize_and_crop` gives uint8 pictures of the final size, `normalize`
-makes float32 of them.
+Two steps, which may run in different places: `resize_and_crop` gives a uint8 picture of the final size, `normalize`
+makes float32 of it.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import functools
+import logging
 import math
+import operator
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from numbers import Real
 from pathlib import Path
 from typing import Any, Self
 
 import numpy as np
-from jaxtyping import Float32
+from jaxtyping import Shaped, UInt8
 from PIL import Image
 
 from altclip_jax.json_file import read_json_object, write_json
-from altclip_jax.processing.image_files import ImageError, flatten_images, open_image, to_rgb
+from altclip_jax.processing.image_files import (
+    ImageError,
+    array_to_image,
+    channel_layout,
+    channels_last,
+    is_array,
+    load_picture,
+    named_pictures,
+)
 
 __all__ = ["AltCLIPImageProcessor", "ImageError"]
 
 CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
 CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
 
-# A resized picture of more pixels than this is made only where the centre crop will be.
-_WINDOW_PIXELS = 16_000_000
 _FILE = "preprocessor_config.json"
+# Keys that say which class reads the file; they are not settings.
+_SERVICE_KEYS = frozenset({"feature_extractor_type", "image_processor_type", "processor_class"})
+_SWITCHES = ("do_resize", "do_center_crop", "do_rescale", "do_normalize", "do_convert_rgb", "apply_exif_orientation")
+_LAYOUTS = ("channels_first", "channels_last")
+
+# A picture that would be enlarged to more pixels than this is made only where the centre crop will be.
+_WINDOW_PIXELS = 16_000_000
+
+_MeanStd = tuple[float | Sequence[float], float | Sequence[float]]
+
+_logger = logging.getLogger(__name__)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class AltCLIPImageProcessor:
     """Prepares pictures for the image tower.
 
-    The fields are those of preprocessor_config.json, and three that the reference does not have:
+    The fields are those of preprocessor_config.json, where a size may also be a number, and three of our own:
 
     Attributes:
-        apply_exif_orientation: Turn a picture as its camera says. Off, as in the reference.
-        background: Colour under the transparent parts. None drops the alpha channel, as in the reference.
+        apply_exif_orientation: Turn a picture as its camera says. Off, as in the reference for an opened picture; what
+            the reference opens itself from a path, it turns.
+        background: Red, green and blue (0 to 255) under transparent parts. None drops the alpha channel, as in the
+            reference: the colour under it appears, often black.
         max_pixels: Larger pictures are refused.
+        extra: Further keys of the file, written back as they were.
+
+    Raises:
+        ValueError: fields that make no sense; all are named.
     """
 
     do_resize: bool = True
@@ -51,35 +77,28 @@ class AltCLIPImageProcessor:
     do_rescale: bool = True
     rescale_factor: float = 1 / 255
     do_normalize: bool = True
-    image_mean: Sequence[float] = CLIP_MEAN
-    image_std: Sequence[float] = CLIP_STD
+    image_mean: float | Sequence[float] = CLIP_MEAN
+    image_std: float | Sequence[float] = CLIP_STD
     do_convert_rgb: bool = True
     apply_exif_orientation: bool = False
     background: tuple[int, int, int] | None = None
-    max_pixels: int = 178_956_970  # where Pillow itself would raise, too
-    extra: Mapping[str, Any] = dataclasses.field(default_factory=dict, hash=False)  # unknown keys, written back
+    max_pixels: int = 178_956_970  # where Pillow refuses, too: 700 MB decoded
+    extra: Mapping[str, Any] = dataclasses.field(default_factory=dict, hash=False)
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "size", _size("size", self.size, square=False))
-        object.__setattr__(self, "crop_size", _size("crop_size", self.crop_size, square=True))
-        for name in ("image_mean", "image_std"):
+        problems = []
+        for name, (parse, expected) in _CHECKS.items():
             value = getattr(self, name)
-            numbers = (value,) * 3 if isinstance(value, (int, float)) else tuple(value)
-            if len(numbers) != 3 or not all(isinstance(number, (int, float)) for number in numbers):
-                raise ValueError(f"{name} must be three numbers, one per channel, got {value!r}.")
-            object.__setattr__(self, name, numbers)
-        if not all(math.isfinite(number) and number != 0 for number in self.image_std):
-            raise ValueError(f"image_std must be finite and not 0, got {self.image_std}.")
-        if self.background is not None:
-            object.__setattr__(self, "background", _colour(self.background))
-        if self.resample not in [int(filter_) for filter_ in Image.Resampling]:
-            raise ValueError(f"resample={self.resample!r} is not a number of PIL.Image.Resampling (bicubic is 3).")
-        if self.max_pixels < 1:
-            raise ValueError(f"max_pixels={self.max_pixels} must be positive.")
+            try:
+                object.__setattr__(self, name, parse(value))
+            except (TypeError, ValueError):
+                problems.append(f"{name} must be {expected}, got {value!r}")
+        if problems:
+            raise ValueError("; ".join(problems) + ".")
 
     @classmethod
     def field_names(cls) -> list[str]:
-        """Returns the names of the fields, which are also the overrides that a call takes."""
+        """Returns the names of the settings, which are also the overrides that a call takes."""
         return [field.name for field in dataclasses.fields(cls) if field.name != "extra"]
 
     @classmethod
@@ -99,186 +118,271 @@ class AltCLIPImageProcessor:
         """Returns {"pixel_values": float32 (images, 3, height, width)}.
 
         Args:
-            images: Paths, bytes, binary files, PIL images, or arrays (height, width, 3) or (3, height, width), uint8 or
-                floats in [0, 1]; one, a list, or an array with a batch axis.
+            images: Paths, bytes, binary files, PIL images, or arrays (height, width, 3) or (3, height, width); one, a
+                list of any depth, or an array with a batch axis. Array values are whole numbers from 0 to 255, or
+                fractions from 0 to 1, which need do_rescale=False: they are rescaled again otherwise, as in the
+                reference.
             return_tensors: "np", "jax", or None for a list of arrays (needed when their sizes differ).
             data_format: "channels_first", which the model takes, or "channels_last".
-            input_data_format: Where the channels of array pictures are, where it cannot be told from the shape.
-            **overrides: Any field, for this call alone.
+            input_data_format: The same for array pictures. If None, the first one's shape tells it for all.
+            **overrides: Any field, for this call alone. With do_rescale=False the result has the dtype of the
+                reference's, which for float arrays is their own, and with do_normalize=False as well for all.
 
         Raises:
-            ImageError: a picture cannot be used; the message names it.
-            ValueError: an unknown `return_tensors` or format; pictures of different sizes cannot be stacked.
+            ImageError: pictures cannot be used; the message names all that can be opened and cannot be used.
+            OSError: a file cannot be opened.
+            ValueError: an unknown format, or pictures of different sizes that cannot be stacked.
+            TypeError: an unknown field, or something that is no picture.
         """
         if return_tensors not in (None, "np", "jax"):
             raise ValueError(
                 f"return_tensors={return_tensors!r} is not one of 'np', 'jax' and None: this library makes no tensors"
                 " of other frameworks; convert the numpy arrays, for example with torch.from_numpy."
             )
-        if data_format not in ("channels_first", "channels_last"):
-            raise ValueError(f"data_format={data_format!r} is neither 'channels_first' nor 'channels_last'.")
-        processor = self.replace(**overrides) if overrides else self
-        pictures = []
-        for index, image in enumerate(flatten_images(images)):
-            name = str(image) if isinstance(image, (str, os.PathLike)) else f"images[{index}]"
-            prepared = processor.normalize(processor.resize_and_crop(image, name, input_data_format))
-            pictures.append(prepared if data_format == "channels_last" else prepared.transpose(2, 0, 1))
+        for argument, value in (("data_format", data_format), ("input_data_format", input_data_format)):
+            if value not in _LAYOUTS and (argument, value) != ("input_data_format", None):
+                raise ValueError(f"{argument}={value!r} is neither 'channels_first' nor 'channels_last'.")
+        processor = self.replace(**overrides)
+        prepared = [
+            processor.normalize(picture, data_format=data_format)
+            for picture in processor._prepare_all(images, input_data_format)
+        ]
         if return_tensors is None:
-            return {"pixel_values": [np.ascontiguousarray(picture) for picture in pictures]}
-        if len({picture.shape for picture in pictures}) > 1:
-            shapes = sorted({picture.shape for picture in pictures})
+            return {"pixel_values": prepared}
+        shapes = sorted({picture.shape for picture in prepared})
+        if len(shapes) > 1:
             raise ValueError(
-                f"The pictures have different shapes after preparation {shapes} and make no array: leave do_resize and"
-                " do_center_crop on, or pass return_tensors=None for a list."
+                f"The pictures have different shapes after preparation, {shapes}, and make no array: leave do_resize"
+                " and do_center_crop on, or pass return_tensors=None for a list."
             )
-        stacked: Any = np.stack(pictures)
+        stacked: Any = np.stack(prepared)
         if return_tensors == "jax":
             import jax.numpy as jnp
 
             stacked = jnp.asarray(stacked)
         return {"pixel_values": stacked}
 
-    def resize_and_crop(self, image: Any, name: str = "the image", input_data_format: str | None = None) -> np.ndarray:
-        """Returns the picture in its final size, (height, width, channels), uint8.
+    def resize_and_crop(
+        self, image: Any, name: str = "the image", input_data_format: str | None = None
+    ) -> Shaped[np.ndarray, "height width channels"]:
+        """Returns one picture in its final size: uint8 (height, width, 3) for everything but arrays of other dtypes.
 
-        A float array stays float where it is not resized, and is in [0, 1] where it is.
+        Of those, fractions come back as fractions in float32, whole numbers as uint8 if they are resized, and both as
+        they are if they are not.
+
+        Args:
+            image: Anything that a call takes, but one.
+            name: What errors call it.
+            input_data_format: Where the channels of an array are; None: its shape tells.
 
         Raises:
             ImageError: the picture cannot be used.
+            OSError: its file cannot be opened.
         """
-        opened = open_image(image, name, self.max_pixels)
-        if isinstance(opened, Image.Image):
-            if self.do_convert_rgb:
-                opened = to_rgb(opened, name, self.background, self.apply_exif_orientation)
-            pixels: np.ndarray | Image.Image = opened
-            if opened.mode not in ("RGB", "RGBA"):
-                pixels = _channels_last(np.asarray(opened), name, input_data_format)
-        else:
-            pixels = _channels_last(opened, name, input_data_format)
-        if self.do_resize:
-            pixels = self._resize(pixels, name)
-        array = np.asarray(pixels)
-        return _center_crop(array, self.crop_size["height"], self.crop_size["width"]) if self.do_center_crop else array
-
-    def normalize(self, picture: np.ndarray) -> Float32[np.ndarray, "height width channels"]:
-        """Returns the picture rescaled and normalised, as the two do_ fields say; (height, width, channels).
-
-        For uint8 pictures each channel has 256 results, which are looked up: the same numbers, several times faster.
-        """
-        if picture.dtype != np.uint8 or picture.shape[-1] != 3:
-            return self._normalize_plain(picture)
-        table = _lookup_table(
-            self.rescale_factor if self.do_rescale else None,
-            (tuple(self.image_mean), tuple(self.image_std)) if self.do_normalize else None,
+        picture = load_picture(
+            image,
+            name,
+            max_pixels=self.max_pixels,
+            to_rgb=self.do_convert_rgb,
+            upright=self.apply_exif_orientation,
+            background=self.background,
         )
-        out = np.empty(picture.shape, table.dtype)
-        for channel in range(3):
-            np.take(table[channel], picture[..., channel], out=out[..., channel])
-        return out
+        if isinstance(picture, Image.Image) and picture.mode != "RGB":
+            # without do_convert_rgb the numbers count, as in the reference, and the channels of an image are known
+            picture, input_data_format = np.asarray(picture), "channels_last"
+        if isinstance(picture, Image.Image):
+            pixels = self._resize(picture, name) if self.do_resize else np.asarray(picture)
+        else:
+            pixels = channels_last(picture, name, input_data_format)
+            if self.do_resize:
+                as_image, fractions = array_to_image(pixels, name)
+                pixels = self._resize(as_image, name)
+                if fractions:
+                    pixels = _rescale(pixels, 1 / 255)
+        if self.do_normalize and pixels.shape[-1] != 3:
+            raise ImageError(
+                f"{name} has {pixels.shape[-1]} channels: expected 3. If it is an array of another layout, pass"
+                " input_data_format."
+            )
+        if self.do_center_crop:
+            pixels = _center_crop(pixels, self.crop_size["height"], self.crop_size["width"])
+        return pixels
 
-    def _normalize_plain(self, picture: np.ndarray) -> np.ndarray:
-        if self.do_rescale:
-            picture = (picture.astype(np.float64) * self.rescale_factor).astype(np.float32)
-        if self.do_normalize:
-            if picture.shape[-1] != 3:
-                raise ImageError(f"A picture of {picture.shape[-1]} channels cannot be normalised with three means.")
-            if not np.issubdtype(picture.dtype, np.floating):
-                picture = picture.astype(np.float32)
-            mean, std = np.array(self.image_mean, picture.dtype), np.array(self.image_std, picture.dtype)
-            picture = (picture - mean) / std
-        return picture
+    def normalize(
+        self, pictures: Shaped[np.ndarray, "*batch height width channels"], *, data_format: str = "channels_first"
+    ) -> Shaped[np.ndarray, "*batch channels height width"]:
+        """Returns pictures rescaled and normalised, float32, with their channels first unless asked.
+
+        A uint8 picture has 256 results per channel, which are looked up: the same numbers, five times faster.
+
+        Raises:
+            ValueError: `do_normalize`, and the pictures have not three channels.
+        """
+        if self.do_normalize and pictures.shape[-1] != 3:
+            raise ValueError(f"pictures has shape {pictures.shape}: expected three channels on the last axis.")
+        factor = self.rescale_factor if self.do_rescale else None
+        mean_std = (self.image_mean, self.image_std) if self.do_normalize else None
+        if pictures.dtype == np.uint8 and pictures.shape[-1] == 3:
+            table = _lookup_table(factor, mean_std)
+            result = np.empty((*pictures.shape[:-3], 3, *pictures.shape[-3:-1]), table.dtype)
+            for channel in range(3):
+                result[..., channel, :, :] = np.take(table[channel], pictures[..., channel])
+        else:
+            result = np.ascontiguousarray(np.moveaxis(_rescale_and_normalize(pictures, factor, mean_std), -1, -3))
+        return result if data_format == "channels_first" else np.ascontiguousarray(np.moveaxis(result, -3, -1))
 
     def replace(self, **overrides: Any) -> Self:
-        """Returns a copy with some fields changed.
+        """Returns a copy with some fields changed; None leaves a field as it is, but for `background` it is a value.
 
         Raises:
             TypeError: there is no such field.
         """
         unknown = sorted(set(overrides) - set(self.field_names()))
         if unknown:
-            raise TypeError(f"{type(self).__name__} has no field {', '.join(unknown)}.")
-        # for the reference None means the field's own value; only for a background it is a value itself
+            raise TypeError(
+                f"{type(self).__name__} has no field {', '.join(unknown)}: it has {', '.join(self.field_names())}."
+            )
         given = {key: value for key, value in overrides.items() if value is not None or key == "background"}
-        return dataclasses.replace(self, **given)
+        return dataclasses.replace(self, **given) if given else self
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any], **overrides: Any) -> Self:
-        """Reads the content of a preprocessor_config.json; unknown keys are kept and written back."""
+        """Reads the content of a preprocessor_config.json, of whatever age.
+
+        Missing fields have their defaults; unknown keys are kept and written back.
+        """
         names = set(cls.field_names())
         known = {key: value for key, value in values.items() if key in names and value is not None}
-        own = names | {"image_processor_type", "processor_class", "feature_extractor_type"}
-        return cls(**{**known, **overrides}, extra={key: value for key, value in values.items() if key not in own})
+        extra = {key: value for key, value in values.items() if key not in names | _SERVICE_KEYS}
+        return cls(**known, extra=extra).replace(**overrides)
 
     def to_dict(self) -> dict[str, Any]:
-        """Returns what transformers' CLIPImageProcessor reads back equal."""
-        ours = ("apply_exif_orientation", "background", "max_pixels")
+        """Returns what transformers' CLIPImageProcessor reads back equal; our own fields only where they are set."""
         defaults = type(self)()
+        ours = ("apply_exif_orientation", "background", "max_pixels")
         fields = {
             name: _plain(getattr(self, name))
             for name in self.field_names()
             if name not in ours or getattr(self, name) != getattr(defaults, name)
         }
-        return {
-            **self.extra,
-            **fields,
-            "image_processor_type": "CLIPImageProcessor",
-            "processor_class": "AltCLIPProcessor",
-        }
+        service = {"image_processor_type": "CLIPImageProcessor", "processor_class": "AltCLIPProcessor"}
+        return {**self.extra, **fields, **service}
 
     @classmethod
     def from_pretrained(cls, folder: str | os.PathLike[str], **overrides: Any) -> Self:
-        """Reads `folder`/preprocessor_config.json; `overrides` replace its fields."""
+        """Reads `folder`/preprocessor_config.json; `overrides` replace its fields.
+
+        Raises:
+            FileNotFoundError: there is none.
+            ValueError: it is no JSON object, or its fields make no sense; the message names the file.
+        """
         path = Path(folder) / _FILE
         values = read_json_object(path)
         try:
             return cls.from_dict(values, **overrides)
-        except (TypeError, ValueError) as error:
+        except ValueError as error:
             raise ValueError(f"{path}: {error}") from None
 
     def save_pretrained(self, folder: str | os.PathLike[str]) -> None:
         """Writes `folder`/preprocessor_config.json, whole or not at all."""
         write_json(Path(folder) / _FILE, self.to_dict())
 
-    def _resize(self, pixels: np.ndarray | Image.Image, name: str) -> np.ndarray | Image.Image:
-        is_float = isinstance(pixels, np.ndarray) and _is_zero_to_one_float(pixels, name)
-        image = pixels if isinstance(pixels, Image.Image) else _to_pil(pixels, is_float, name)
-        target = _target_size(image.size, self.size)
-        filter_ = Image.Resampling(self.resample)
-        crop = (self.crop_size["width"], self.crop_size["height"])
-        if target[0] * target[1] > _WINDOW_PIXELS and self.do_center_crop:
-            resized = _resize_window(image, target, crop, filter_)
-        elif target[0] * target[1] > self.max_pixels:
-            raise ImageError(f"{name} would be resized to {target[0]}x{target[1]} pixels, more than max_pixels.")
-        else:
-            resized = image.resize(target, resample=filter_, reducing_gap=None)
-        if not isinstance(pixels, np.ndarray):
-            return resized
-        array = np.asarray(resized)
-        array = array[..., None] if array.ndim == 2 else array
-        # the reference's own scaling back to [0, 1]
-        return (array.astype(np.float64) * (1 / 255)).astype(np.float32) if is_float else array
+    def _prepare_all(self, images: Any, input_data_format: str | None) -> list[np.ndarray]:
+        pictures = named_pictures(images)
+        if input_data_format is None:
+            shapes = [np.shape(picture) for _, picture in pictures if is_array(picture)]
+            input_data_format = channel_layout(shapes[0]) if shapes else None
+        prepared, problems = [], []
+        for name, picture in pictures:
+            try:
+                prepared.append(self.resize_and_crop(picture, name, input_data_format))
+            except ImageError as error:
+                problems.append(error)
+        if problems:
+            raise ImageError("\n".join(map(str, problems))) from problems[0].__cause__
+        if self.do_rescale and any(picture.dtype.kind == "f" and picture.max() <= 1 for picture in prepared):
+            _logger.warning(
+                "Arrays with values up to 1 are rescaled once more, to nearly black: pass do_rescale=False."
+            )
+        return prepared
+
+    def _resize(self, image: Image.Image, name: str) -> UInt8[np.ndarray, "height width channels"]:
+        width, height = target = _target_size(image.size, self.size)
+        enlarged = self.resample == Image.Resampling.BICUBIC and width >= image.width and height >= image.height
+        if width * height > _WINDOW_PIXELS and self.do_center_crop and enlarged and image.mode != "RGBA":
+            return _enlarge_window(image, target, (self.crop_size["width"], self.crop_size["height"]))
+        if width * height > self.max_pixels:
+            raise ImageError(
+                f"{name} of {image.width}x{image.height} pixels would be resized to {width}x{height}, more than"
+                f" max_pixels={self.max_pixels:,}: cut it to a less extreme shape, or raise the limit."
+            )
+        return _with_channels(image.resize(target, resample=Image.Resampling(self.resample)))
 
 
-def _size(name: str, value: Any, *, square: bool) -> dict[str, int]:
+def _sides(value: Any, number_means: tuple[str, ...]) -> dict[str, int]:
     """Checks and completes a size; old files hold a number: the shortest edge, or the side of the square crop."""
-    if isinstance(value, int) and not isinstance(value, bool):
-        value = {"height": value, "width": value} if square else {"shortest_edge": value}
-    elif isinstance(value, (list, tuple)) and len(value) == 2:
-        value = {"height": value[0], "width": value[1]}
-    keys = ({"height", "width"},) if square else ({"height", "width"}, {"shortest_edge"})
-    good = isinstance(value, Mapping) and set(value) in keys
-    if not good or not all(isinstance(side, int) and side > 0 for side in value.values()):
-        wanted = " or ".join("{" + ", ".join(sorted(choice)) + "}" for choice in keys)
-        raise ValueError(f"{name} must be a positive integer or a mapping with {wanted}, got {value!r}.")
-    return dict(value)
+    if isinstance(value, (list, tuple)):
+        value = dict(zip(("height", "width"), value, strict=True))
+    if not isinstance(value, Mapping):
+        value = dict.fromkeys(number_means, value)
+    if set(value) not in ({"height", "width"}, set(number_means)):
+        raise ValueError
+    return {key: _positive(side) for key, side in value.items()}
 
 
-def _colour(value: Any) -> tuple[int, int, int]:
-    good = isinstance(value, (list, tuple)) and len(value) == 3
-    if not good or not all(isinstance(part, int) and 0 <= part <= 255 for part in value):
-        raise ValueError(f"background must be three integers from 0 to 255, or None, got {value!r}.")
-    red, green, blue = value
-    return red, green, blue
+def _switch(value: Any) -> bool:
+    if not isinstance(value, bool):
+        raise TypeError
+    return value
+
+
+def _positive(value: Any) -> int:
+    number = operator.index(value)
+    if number < 1 or isinstance(value, bool):
+        raise ValueError
+    return number
+
+
+def _finite(value: Any) -> float:
+    if isinstance(value, bool) or not isinstance(value, Real) or not math.isfinite(value):
+        raise ValueError
+    return float(value)
+
+
+def _statistics(value: Any, *, zero_allowed: bool = True) -> float | tuple[float, ...]:
+    numbers = (_finite(value),) * 3 if isinstance(value, Real) else tuple(_finite(number) for number in value)
+    if len(numbers) != 3 or (0 in numbers and not zero_allowed):
+        raise ValueError
+    return numbers[0] if isinstance(value, Real) else numbers
+
+
+def _colour(value: Any) -> tuple[int, ...] | None:
+    if value is None:
+        return None
+    colour = tuple(operator.index(level) for level in value)
+    if len(colour) != 3 or not all(0 <= level <= 255 for level in colour):
+        raise ValueError
+    return colour
+
+
+# For each setting, what makes it uniform or raises, and what the error says it must be.
+_CHECKS: dict[str, tuple[Callable[[Any], Any], str]] = {
+    **dict.fromkeys(_SWITCHES, (_switch, "true or false")),
+    "size": (
+        functools.partial(_sides, number_means=("shortest_edge",)),
+        "a positive integer, {shortest_edge} or {height, width}",
+    ),
+    "resample": (lambda value: int(Image.Resampling(value)), "a number of PIL.Image.Resampling (bicubic is 3)"),
+    "crop_size": (
+        functools.partial(_sides, number_means=("height", "width")),
+        "a positive integer or {height, width}",
+    ),
+    "rescale_factor": (_finite, "a finite number"),
+    "image_mean": (_statistics, "a finite number or three, one per channel"),
+    "image_std": (functools.partial(_statistics, zero_allowed=False), "a number or three, finite and not 0"),
+    "background": (_colour, "three integers from 0 to 255, or None"),
+    "max_pixels": (_positive, "a positive integer"),
+}
 
 
 def _plain(value: Any) -> Any:
@@ -287,65 +391,32 @@ def _plain(value: Any) -> Any:
     return list(value) if isinstance(value, tuple) else value
 
 
+def _rescale(pixels: np.ndarray, factor: float) -> np.ndarray:
+    return (pixels.astype(np.float64) * factor).astype(np.float32)
+
+
+def _rescale_and_normalize(pixels: np.ndarray, factor: float | None, mean_std: _MeanStd | None) -> np.ndarray:
+    """The plain arithmetic of the reference, channels last; None leaves a step out."""
+    if factor is not None:
+        pixels = _rescale(pixels, factor)
+    if mean_std is not None:
+        if not np.issubdtype(pixels.dtype, np.floating):
+            pixels = pixels.astype(np.float32)
+        mean, std = (np.array(value, pixels.dtype) for value in mean_std)
+        pixels = (pixels - mean) / std
+    return pixels
+
+
 @functools.lru_cache(maxsize=16)
-def _lookup_table(factor: float | None, statistics: tuple[tuple[float, ...], tuple[float, ...]] | None) -> np.ndarray:
-    """The results of `_normalize_plain` for every value of every channel, (3, 256)."""
+def _lookup_table(factor: float | None, mean_std: _MeanStd | None) -> np.ndarray:
+    """The results for every value of every channel, (3, 256)."""
     values = np.repeat(np.arange(256, dtype=np.uint8)[:, None], 3, axis=1)
-    mean, std = statistics or (CLIP_MEAN, CLIP_STD)
-    plain = AltCLIPImageProcessor(
-        do_rescale=factor is not None,
-        rescale_factor=1.0 if factor is None else factor,
-        do_normalize=statistics is not None,
-        image_mean=mean,
-        image_std=std,
-    )
-    return np.ascontiguousarray(plain._normalize_plain(values).T)
+    return np.ascontiguousarray(_rescale_and_normalize(values, factor, mean_std).T)
 
 
-def _channels_last(array: np.ndarray, name: str, input_data_format: str | None) -> np.ndarray:
-    """Returns (height, width, channels); channels is the axis of 1 or 3, the first if both are, as in the reference."""
-    if array.ndim != 3 or 0 in array.shape:
-        raise ImageError(
-            f"{name} has shape {array.shape}: expected (height, width, channels) or (channels, height, width) with at"
-            " least one pixel."
-        )
-    if input_data_format is None:
-        if array.shape[0] not in (1, 3) and array.shape[-1] not in (1, 3):
-            raise ImageError(
-                f"{name} has shape {array.shape}, with no axis of 1 or 3 channels: pass input_data_format."
-            )
-        first = array.shape[0] in (1, 3)
-    elif input_data_format in ("channels_first", "channels_last"):
-        first = input_data_format == "channels_first"
-    else:
-        raise ValueError(f"input_data_format={input_data_format!r} is neither 'channels_first' nor 'channels_last'.")
-    return array.transpose(1, 2, 0) if first else array
-
-
-def _is_zero_to_one_float(array: np.ndarray, name: str) -> bool:
-    """Tells whether the values are to be scaled by 255 before they can be resized, as the reference decides it."""
-    if array.dtype == np.uint8:
-        return False
-    if not np.isfinite(array).all():
-        raise ImageError(f"{name} holds values that are not finite.")
-    if np.allclose(array, np.trunc(array)):
-        if array.min() < 0 or array.max() > 255:
-            raise ImageError(f"{name} holds whole numbers from {array.min()} to {array.max()}: expected 0 to 255.")
-        return False  # also an array of nothing but 0.0 and 1.0
-    if array.min() < 0 or array.max() > 1:
-        raise ImageError(f"{name} holds fractions from {array.min()} to {array.max()}: expected 0 to 1.")
-    return True
-
-
-def _to_pil(array: np.ndarray, is_float: bool, name: str) -> Image.Image:
-    if is_float:
-        array = array * 255
-    array = array.astype(np.uint8)
-    if array.shape[-1] == 1:
-        return Image.fromarray(array[..., 0])
-    if array.shape[-1] not in (3, 4):
-        raise ImageError(f"{name} has {array.shape[-1]} channels: expected 1, 3 or 4.")
-    return Image.fromarray(array)
+def _with_channels(image: Image.Image) -> UInt8[np.ndarray, "height width channels"]:
+    pixels = np.asarray(image)
+    return pixels if pixels.ndim == 3 else pixels[..., None]
 
 
 def _target_size(size: tuple[int, int], wanted: Mapping[str, int]) -> tuple[int, int]:
@@ -359,41 +430,57 @@ def _target_size(size: tuple[int, int], wanted: Mapping[str, int]) -> tuple[int,
     return int(short * width / height), short
 
 
-def _resize_window(
-    image: Image.Image, target: tuple[int, int], crop: tuple[int, int], filter_: Image.Resampling
-) -> Image.Image:
-    """Resizes only the part that the centre crop keeps, for pictures of extreme shapes.
-
-    Pillow resamples the axes one after the other, so a window of the result needs only a window of the source. It
-    takes the window in float32, so the source is cut down first, which keeps the numbers small. On photographs of
-    seven shapes five came out equal to the middle of the whole and two within 2 of 255: Pillow chooses the order of
-    the axes by the size of what it is given.
-    """
-    cut, box, size = [], [], []
-    for side, wanted, kept in zip(image.size, target, crop, strict=True):
-        length = min(kept, wanted)
-        start = (wanted - length) // 2
-        scale = side / wanted
-        margin = math.ceil(4 * max(scale, 1.0))  # no filter reaches further than three source pixels at scale 1
-        first = max(0, math.floor(start * scale) - margin)
-        last = min(side, math.ceil((start + length) * scale) + margin)
-        cut.append((first, last))
-        box.append((start * scale - first, (start + length) * scale - first))
-        size.append(length)
-    window = image.crop((cut[0][0], cut[1][0], cut[0][1], cut[1][1]))
-    return window.resize((size[0], size[1]), resample=filter_, box=(box[0][0], box[1][0], box[0][1], box[1][1]))
-
-
-def _center_crop(array: np.ndarray, height: int, width: int) -> np.ndarray:
-    """Cuts out the middle; a smaller picture is first padded with black, the larger half before it."""
-    have_height, have_width = array.shape[:2]
+def _center_crop(pixels: np.ndarray, height: int, width: int) -> np.ndarray:
+    """Cuts out the middle; a smaller picture gets black around it, the larger half above and on the left."""
+    have_height, have_width = pixels.shape[:2]
     if have_height < height or have_width < width:
-        canvas = np.zeros((max(height, have_height), max(width, have_width), array.shape[2]), array.dtype)
-        top = math.ceil((canvas.shape[0] - have_height) / 2)
-        left = math.ceil((canvas.shape[1] - have_width) / 2)
-        canvas[top : top + have_height, left : left + have_width] = array
-        # the reference measures the crop on the original size and shifts it by the padding
-        start_y, start_x = (have_height - height) // 2 + top, (have_width - width) // 2 + left
-        return canvas[max(0, start_y) : start_y + height, max(0, start_x) : start_x + width]
-    start_y, start_x = (have_height - height) // 2, (have_width - width) // 2
-    return array[start_y : start_y + height, start_x : start_x + width]
+        top, left = max(0, height - have_height + 1) // 2, max(0, width - have_width + 1) // 2
+        canvas = np.zeros((max(height, have_height), max(width, have_width), pixels.shape[2]), pixels.dtype)
+        canvas[top : top + have_height, left : left + have_width] = pixels
+        pixels = canvas
+    top, left = (pixels.shape[0] - height) // 2, (pixels.shape[1] - width) // 2
+    return pixels[top : top + height, left : left + width]
+
+
+def _enlarge_window(
+    image: Image.Image, target: tuple[int, int], crop: tuple[int, int]
+) -> UInt8[np.ndarray, "height width channels"]:
+    """Returns the part of the bicubic enlargement that its centre crop keeps, bit-equal to Pillow's, and makes no more.
+
+    1x10000 pixels with a short side of 224 would be 224x2240000. Pillow's own resize(box=...) takes the box in float32
+    and is off by up to 2 of 255. So this repeats Pillow's arithmetic: first along the rows, then along the columns,
+    weights of 22 bits, 8 bits between. (Only to enlarge: where the height shrinks Pillow 13 begins with the columns.)
+
+    Source: src/libImaging/Resample.c of Pillow.
+    """
+    columns, column_weights = _taps(image.width, target[0], crop[0])
+    rows, row_weights = _taps(image.height, target[1], crop[1])
+    left, top = int(columns.min()), int(rows.min())
+    needed = _with_channels(image.crop((left, top, int(columns.max()) + 1, int(rows.max()) + 1)))
+    wide = _weighted_sum(needed.swapaxes(0, 1), columns - left, column_weights).swapaxes(0, 1)
+    return _weighted_sum(wide, rows - top, row_weights)
+
+
+def _taps(have: int, target: int, crop: int) -> tuple[np.ndarray, np.ndarray]:
+    """Which source pixels make each pixel of the middle `crop` of `target`, and their weights; both (pixels, taps)."""
+    kept = min(crop, target)
+    centers = ((target - kept) // 2 + np.arange(kept) + 0.5) * (have / target)
+    first = np.maximum((centers - 1.5).astype(np.int64), 0)  # two source pixels to either side
+    indices = first[:, None] + np.arange(5)
+    distance = np.abs(indices - centers[:, None] + 0.5)
+    near = (1.5 * distance - 2.5) * distance * distance + 1.0
+    far = (((distance - 5.0) * distance + 8.0) * distance - 4.0) * -0.5
+    weights = np.where(distance < 1, near, np.where(distance < 2, far, 0.0))
+    weights[indices >= have] = 0.0
+    weights /= weights.sum(axis=1, keepdims=True)
+    fixed = np.trunc(weights * 2**22 + np.copysign(0.5, weights)).astype(np.int32)
+    return np.minimum(indices, have - 1), fixed
+
+
+def _weighted_sum(pixels: np.ndarray, indices: np.ndarray, weights: np.ndarray) -> np.ndarray:
+    """Combines the first axis of uint8 pixels (source, other, channels) as `_taps` says, one tap at a time."""
+    total = np.full((len(indices), *pixels.shape[1:]), 2**21, np.int32)
+    for tap in range(indices.shape[1]):
+        total += weights[:, tap, None, None] * pixels[indices[:, tap]]
+    levels: np.ndarray = np.clip(total >> 22, 0, 255)
+    return levels.astype(np.uint8)

@@ -1,15 +1,18 @@
-"""Anything that is a picture to a PIL image or an array, with one error for all that can be wrong with a file."""
+"""Anything that is a picture to an RGB image or an array, with one error for all that can be wrong with it."""
 
 from __future__ import annotations
 
+import contextlib
 import io
 import os
+import threading
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from jaxtyping import Shaped
 from PIL import Image, ImageOps, UnidentifiedImageError
 
 
@@ -17,105 +20,209 @@ class ImageError(ValueError):
     """A picture that cannot be used; the message names it and says why."""
 
 
-def flatten_images(images: Any) -> list[Any]:
-    """Returns the single pictures in `images`: one, a list of any depth, or an array with a batch axis.
+def named_pictures(images: Any) -> list[tuple[str, Any]]:
+    """Returns the single pictures in `images` (one, lists of any depth, arrays with a batch axis), each with its name.
+
+    The name is the picture's file where it has one, and else its place: images[2].
 
     Raises:
         ImageError: there is none.
     """
-    flat = list(_single_images(images))
-    if not flat:
+    pictures = list(_named(images, "images"))
+    if not pictures:
         raise ImageError("images is empty: expected at least one picture.")
-    return flat
+    return pictures
 
 
-def _single_images(images: Any) -> Iterator[Any]:
-    if isinstance(images, (list, tuple)):
-        for image in images:
-            yield from _single_images(image)
-    elif hasattr(images, "__array__") and not isinstance(images, Image.Image) and np.ndim(images) == 4:
-        yield from np.asarray(images)
-    else:
-        yield images
+def load_picture(
+    picture: Any,
+    name: str,
+    *,
+    max_pixels: int,
+    to_rgb: bool = True,
+    upright: bool = False,
+    background: tuple[int, int, int] | None = None,
+) -> Image.Image | np.ndarray:
+    """Returns a decoded PIL image, RGB if `to_rgb`, or the array that was given.
 
-
-def open_image(image: Any, name: str, max_pixels: int) -> Image.Image | np.ndarray:
-    """Returns a decoded PIL image, or an array as it is.
+    Of an animation it is the first frame.
 
     Args:
-        image: A path, bytes, a binary file, a PIL image, or anything with `__array__`.
-        name: What the error calls the picture if it has no path.
-        max_pixels: Larger files are refused before they are decoded.
+        picture: A path, bytes, a binary file, a PIL image of any mode, or anything with `__array__`.
+        name: What errors call it.
+        max_pixels: Larger pictures are refused before they are decoded.
+        to_rgb: Convert as Pillow does, which is what the reference does: 16-bit, 32-bit and float greys are cut off
+            at 255, not scaled, and transparent parts show whatever colour lies under them, often black.
+        upright: Turn the picture as its EXIF orientation says.
+        background: The colour that transparent parts show instead.
 
     Raises:
-        ImageError: the picture is damaged, of no known format, empty or too large.
+        ImageError: the picture is damaged, of no known format, empty, too large, or not finite numbers.
         OSError: the file cannot be opened.
+        TypeError: it is nothing of the above.
     """
-    if isinstance(image, (str, os.PathLike)):
-        name = str(image)
-        with Path(image).open("rb") as file:
-            return _decode(file, name, max_pixels)
-    if isinstance(image, (bytes, bytearray, memoryview)):
-        return _decode(io.BytesIO(image), name, max_pixels)
-    if isinstance(image, Image.Image):
-        return _loaded(image, name, max_pixels)
-    if hasattr(image, "read"):
-        return _decode(image, name, max_pixels)
-    if hasattr(image, "__array__"):
-        return np.asarray(image)
+
+    def decode(source: Any) -> Image.Image:
+        with _pillow_silenced(), _named_errors(name):
+            image = source if isinstance(source, Image.Image) else Image.open(source)
+            _check_size(image, name, max_pixels)
+            image.load()
+            if upright:
+                image = ImageOps.exif_transpose(image)
+            return _to_rgb(image, background) if to_rgb else image
+
+    if isinstance(picture, (str, os.PathLike)):
+        with Path(picture).open("rb") as file:
+            return decode(file)
+    if isinstance(picture, (bytes, bytearray, memoryview)):
+        return decode(io.BytesIO(picture))
+    if isinstance(picture, Image.Image) or hasattr(picture, "read"):
+        return decode(picture)
+    if is_array(picture):
+        return _finite_numbers(np.asarray(picture), name)
     raise TypeError(
-        f"{name} is a {type(image).__name__}: expected a path, bytes, a PIL image, a numpy array or a binary file."
+        f"{name} is a {type(picture).__name__}: expected a path, bytes, a binary file, a PIL image or an array."
     )
 
 
-def _decode(file: Any, name: str, max_pixels: int) -> Image.Image:
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # our own limit is checked instead of Pillow's
-        try:
-            image = Image.open(file)
-        except UnidentifiedImageError:
-            raise ImageError(f"{name} is not a picture in a format that Pillow reads.") from None
-        except Exception as error:  # decoders raise whatever the damage leads to
-            raise ImageError(f"{name} cannot be read as a picture ({type(error).__name__}: {error}).") from None
-        return _loaded(image, name, max_pixels)
+def is_array(picture: Any) -> bool:
+    """Tells whether a picture is an array, of whatever library; a PIL image is none, though it can become one."""
+    return hasattr(picture, "__array__") and not isinstance(picture, Image.Image)
 
 
-def _loaded(image: Image.Image, name: str, max_pixels: int) -> Image.Image:
+def channel_layout(shape: tuple[int, ...]) -> str | None:
+    """Tells where the channels of one picture are: the axis of 1 or 3, the first if both are, as in the reference."""
+    if len(shape) == 3 and shape[0] in (1, 3):
+        return "channels_first"
+    return "channels_last" if len(shape) == 3 and shape[-1] in (1, 3) else None
+
+
+def channels_last(array: np.ndarray, name: str, layout: str | None) -> Shaped[np.ndarray, "height width channels"]:
+    """Returns the picture with its channels last; where they are now is told by its shape if `layout` is None."""
+    if array.ndim != 3 or array.size == 0:
+        raise ImageError(
+            f"{name} has shape {array.shape}: expected (height, width, channels) or (channels, height, width) with at"
+            " least one pixel."
+        )
+    layout = layout or channel_layout(array.shape)
+    if layout is None:
+        raise ImageError(
+            f"{name} has shape {array.shape}, with no axis of 1 or 3 channels at either end: say where they are with"
+            " input_data_format='channels_first' or 'channels_last'."
+        )
+    return array.transpose(1, 2, 0) if layout == "channels_first" else array
+
+
+def array_to_image(array: Shaped[np.ndarray, "height width channels"], name: str) -> tuple[Image.Image, bool]:
+    """Returns an 8-bit image of an array, and whether its values were fractions of 255.
+
+    As in the reference: numbers that are all whole are taken as 0 to 255 whatever their dtype, hence an array of only
+    0.0 and 1.0 as nearly black; fractions are multiplied by 255 and truncated.
+
+    Raises:
+        ImageError: values out of range, or a number of channels that no image has.
+    """
+    if array.shape[-1] not in (1, 3, 4):
+        raise ImageError(f"{name} has {array.shape[-1]} channels: expected 3 (or 1 or 4, which the model cannot take).")
+    fractions = False
+    if array.dtype != np.uint8:
+        numbers = array.astype(np.float64)
+        low, high = numbers.min(), numbers.max()
+        fractions = not np.allclose(numbers, np.trunc(numbers))
+        if low < 0 or high > (1 if fractions else 255):
+            raise ImageError(
+                f"{name} holds {'fractions' if fractions else 'whole numbers'} from {low:g} to {high:g}: to be resized"
+                " they must be from 0 to 1, or whole from 0 to 255. Rescale them, or pass do_resize=False."
+            )
+        # by way of float32, as in the reference: it decides some truncations
+        array = ((numbers * 255).astype(np.float32) if fractions else numbers).astype(np.uint8)
+    return Image.fromarray(array[..., 0] if array.shape[-1] == 1 else array), fractions
+
+
+def _named(images: Any, place: str) -> Iterator[tuple[str, Any]]:
+    is_batch = is_array(images) and np.ndim(images) == 4
+    if is_batch or isinstance(images, (list, tuple)):
+        for index, image in enumerate(np.asarray(images) if is_batch else images):
+            yield from _named(image, f"{place}[{index}]")
+        return
+    # a PIL image knows its file as `filename`, an open file as `name`
+    candidates = (images, getattr(images, "filename", None), getattr(images, "name", None))
+    files = [str(value) for value in candidates if isinstance(value, (str, os.PathLike)) and str(value)]
+    yield files[0] if files else ("the image" if place == "images" else place), images
+
+
+def _check_size(image: Image.Image, name: str, max_pixels: int) -> None:
     width, height = image.size
     if width < 1 or height < 1:
         raise ImageError(f"{name} has no pixels ({width}x{height}).")
     if width * height > max_pixels:
         raise ImageError(
-            f"{name} has {width}x{height} pixels, more than max_pixels={max_pixels:,}: make it smaller, or raise the"
-            " limit with AltCLIPImageProcessor(max_pixels=...) if you trust it."
+            f"{name} has {width}x{height} pixels, more than max_pixels={max_pixels:,}: make it smaller, or, if you"
+            " trust it, raise the limit with AltCLIPImageProcessor(max_pixels=...)."
         )
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        try:
-            image.load()
-        except Exception as error:  # as above: the decoders' own
-            raise ImageError(f"{name} is damaged ({type(error).__name__}: {error}).") from None
-    return image
 
 
-def to_rgb(image: Image.Image, name: str, background: tuple[int, int, int] | None, upright: bool) -> Image.Image:
-    """Returns an RGB image.
-
-    `upright` turns it as its EXIF orientation says. With a `background` transparent parts show that colour; without,
-    the alpha channel is dropped, as the reference does it.
-    """
-    if upright:
-        image = ImageOps.exif_transpose(image)
+def _to_rgb(image: Image.Image, background: tuple[int, int, int] | None) -> Image.Image:
+    if image.mode == "La":  # the one mode that Pillow converts only in two steps
+        image = image.convert("LA")
     if background is not None and image.has_transparency_data:
-        layer = image.convert("RGBA")
         under = Image.new("RGBA", image.size, (*background, 255))
-        return Image.alpha_composite(under, layer).convert("RGB")
-    if image.mode == "RGB":
-        return image
-    with warnings.catch_warnings():
-        # a palette with transparency as bytes: Pillow advises RGBA, which would not be the reference's picture
-        warnings.simplefilter("ignore")
-        try:
-            return image.convert("RGB")
-        except ValueError as error:
-            raise ImageError(f"{name} has mode {image.mode}, which Pillow does not convert to RGB ({error}).") from None
+        return Image.alpha_composite(under, image.convert("RGBA")).convert("RGB")
+    return image if image.mode == "RGB" else image.convert("RGB")
+
+
+def _finite_numbers(array: np.ndarray, name: str) -> np.ndarray:
+    if not np.can_cast(array.dtype, np.float64, "same_kind"):
+        raise ImageError(f"{name} is an array of {array.dtype}: expected whole numbers or floats.")
+    # the numbers become float32 at the latest; a comparison with NaN is False
+    largest = np.finfo(np.float32).max
+    if array.dtype.kind not in "bui" and not np.all((array >= -largest) & (array <= largest)):
+        raise ImageError(f"{name} holds values that are not finite in float32: NaN, infinity, or too large.")
+    return array
+
+
+@contextlib.contextmanager
+def _named_errors(name: str) -> Iterator[None]:
+    """Turns whatever a decoder raises on damaged data, which may be anything, into an ImageError."""
+    try:
+        yield
+    except ImageError:
+        raise
+    except UnidentifiedImageError:
+        raise ImageError(f"{name} is not a picture in a format that Pillow reads.") from None
+    except Image.DecompressionBombError as error:
+        raise ImageError(
+            f"{name} is larger than Pillow allows ({error}): make it smaller, or, if you trust it, raise both"
+            " PIL.Image.MAX_IMAGE_PIXELS and AltCLIPImageProcessor(max_pixels=...)."
+        ) from None
+    except Exception as error:
+        raise ImageError(f"{name} is damaged, or cannot be read ({type(error).__name__}: {error}).") from error
+
+
+_silence_lock = threading.Lock()
+_silence_depth = 0
+_silence = warnings.catch_warnings()
+
+
+@contextlib.contextmanager
+def _pillow_silenced() -> Iterator[None]:
+    """Ignores the warnings that Pillow itself raises; what they are about is checked here.
+
+    The warning filters belong to the process. Were each thread to save and restore them alone, two that overlap could
+    restore them in the wrong order and leave the warnings off for good; so the first to come saves, the last to go
+    restores.
+    """
+    global _silence, _silence_depth
+    with _silence_lock:
+        if _silence_depth == 0:
+            _silence = warnings.catch_warnings()
+            _silence.__enter__()
+            warnings.filterwarnings("ignore", module=r"PIL\.")
+        _silence_depth += 1
+    try:
+        yield
+    finally:
+        with _silence_lock:
+            _silence_depth -= 1
+            if _silence_depth == 0:
+                _silence.__exit__(None, None, None)

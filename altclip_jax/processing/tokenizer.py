@@ -5,6 +5,8 @@ Arguments and results are those of transformers' tokenizers. Its slow XLMRoberta
 
 from __future__ import annotations
 
+import dataclasses
+import json
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -12,25 +14,30 @@ from typing import Any, Self
 
 import numpy as np
 
-from altclip_jax.json_file import read_json_object, write_bytes, write_json
-from altclip_jax.processing.vocabularies import JsonVocabulary, SentencePieceVocabulary, SpecialToken, Vocabulary
+from altclip_jax.json_file import write_bytes, write_json
+from altclip_jax.processing.json_vocabulary import JsonVocabulary
+from altclip_jax.processing.lengths import Padding, cut, padded, padded_length, positive, truncation_strategy
+from altclip_jax.processing.texts import text_list, text_lists, without_spaces
+from altclip_jax.processing.tokenizer_settings import DEFAULT_ROLES, NO_LIMIT, OVERRIDES, TokenizerSettings
+from altclip_jax.processing.vocabulary import Vocabulary
+from altclip_jax.processing.xlmr_vocabulary import XLMRVocabulary
 
 _MODEL, _JSON = "sentencepiece.bpe.model", "tokenizer.json"
-_CONFIG, _MAP, _ADDED = "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json"
-_ROLES = {
-    "bos_token": "<s>",
-    "eos_token": "</s>",
-    "sep_token": "</s>",
-    "cls_token": "<s>",
-    "unk_token": "<unk>",
-    "pad_token": "<pad>",
-    "mask_token": "<mask>",
-}
-_TRUNCATIONS = ("longest_first", "only_first", "only_second")
+_ATTRIBUTES = (
+    "model_max_length",
+    "padding_side",
+    "truncation_side",
+    "split_special_tokens",
+    "clean_up_tokenization_spaces",
+)
+_XLMR_CLASSES = (None, "XLMRobertaTokenizer", "XLMRobertaTokenizerFast")
 
 
 class AltCLIPTokenizer:
-    """Turns texts into ids. Made by `from_pretrained`; may be pickled and shared between threads."""
+    """Turns texts into ids. Made by `from_pretrained`; may be pickled and shared between threads.
+
+    Beside the attributes below there are `bos_token_id`, `pad_token_id` and so on.
+    """
 
     bos_token: str
     eos_token: str
@@ -39,100 +46,78 @@ class AltCLIPTokenizer:
     unk_token: str
     pad_token: str
     mask_token: str
+    model_max_length: int
+    padding_side: str
+    truncation_side: str
+    split_special_tokens: bool
+    clean_up_tokenization_spaces: bool
 
     def __init__(
-        self,
-        vocabulary: Vocabulary,
-        *,
-        model_max_length: int | None = None,
-        roles: Mapping[str, str] | None = None,
-        clean_up_tokenization_spaces: bool = False,
-        files: Mapping[str, bytes] | None = None,
+        self, vocabulary: Vocabulary, settings: TokenizerSettings, *, files: Mapping[str, bytes] | None = None
     ):
-        """Joins a vocabulary with its settings.
-
-        Args:
-            vocabulary: One of `vocabularies`.
-            model_max_length: The longest text, in tokens with the special ones; None for no limit.
-            roles: Which token is bos_token, pad_token, ...
-            clean_up_tokenization_spaces: Default of `decode`.
-            files: The files that `save_pretrained` writes again, by name.
-        """
-        self._vocabulary = vocabulary
-        self.model_max_length = int(1e30) if model_max_length is None else int(model_max_length)
-        self.clean_up_tokenization_spaces = clean_up_tokenization_spaces
-        self._files = dict(files or {})
-        for role, token in {**_ROLES, **(roles or {})}.items():
-            setattr(self, role, token)
-        index = vocabulary.index(self.pad_token)
-        if index is None:
-            raise ValueError(f"The vocabulary has no pad token {self.pad_token!r}.")
-        self.pad_token_id = index
+        """Joins a vocabulary with its settings; `files` are those that `save_pretrained` writes again, by name."""
+        self._vocabulary, self._settings, self._files = vocabulary, settings, dict(files or {})
+        self.additional_special_tokens = list(settings.additional)
+        for name, value in [*settings.roles.items(), *((name, getattr(settings, name)) for name in _ATTRIBUTES)]:
+            setattr(self, name, value)
 
     def __getattr__(self, name: str) -> Any:
-        if name.endswith("_token_id") and name.removesuffix("_id") in _ROLES:
-            return self._vocabulary.index(getattr(self, name.removesuffix("_id")))
+        role = name.removesuffix("_id")
+        if role in DEFAULT_ROLES and role != name:
+            return self._vocabulary.index(getattr(self, role))
         raise AttributeError(f"AltCLIPTokenizer has no attribute {name!r}")
 
     @classmethod
-    def from_pretrained(cls, folder: str | os.PathLike[str], **overrides: Any) -> Self:
+    def from_pretrained(cls, folder: str | os.PathLike[str], *, use_fast: bool = False, **overrides: Any) -> Self:
         """Reads a tokenizer's folder.
 
-        With sentencepiece.bpe.model in it, that model is used, since it is the reference; else tokenizer.json.
-        `overrides` may set model_max_length, clean_up_tokenization_spaces and the special tokens.
+        Where sentencepiece.bpe.model stands beside tokenizer.json, the model is used: sentencepiece is the reference,
+        and the tokenizers library differs from it in places. The folders of other families than XLM-R arrange the ids
+        of such a model in other ways; of them only tokenizer.json is used.
+
+        Args:
+            folder: Holds one of the two, and tokenizer_config.json, special_tokens_map.json, added_tokens.json if any.
+            use_fast: Use tokenizer.json although the model is there.
+            **overrides: What replaces the files' model_max_length, padding_side, truncation_side,
+                split_special_tokens, clean_up_tokenization_spaces, bos_token, ..., additional_special_tokens.
 
         Raises:
-            FileNotFoundError: the folder has neither file.
+            FileNotFoundError: the folder has neither file, or not the one that is wanted.
             ValueError: a file is damaged; the message names it.
             TypeError: an override that does not exist.
         """
         folder = Path(folder)
-        names = [name for name in (_MODEL, _JSON, _CONFIG, _MAP, _ADDED) if (folder / name).is_file()]
-        if not {_MODEL, _JSON} & set(names):
-            raise FileNotFoundError(f"{folder} has neither {_MODEL} nor {_JSON}: is this the folder of a tokenizer?")
-        settings = read_json_object(folder / _CONFIG) if _CONFIG in names else {}
-        special_map = read_json_object(folder / _MAP) if _MAP in names else {}
-        allowed = {"model_max_length", "clean_up_tokenization_spaces", *_ROLES}
-        if unknown := sorted(set(overrides) - allowed):
+        if unknown := sorted(set(overrides) - set(OVERRIDES)):
             raise TypeError(
-                f"AltCLIPTokenizer has no setting {', '.join(unknown)}; it has {', '.join(sorted(allowed))}."
+                f"AltCLIPTokenizer has no setting {', '.join(unknown)}; it has {', '.join(OVERRIDES)}, use_fast."
             )
-        settings = {**settings, **overrides}
-        roles = {role: _content(value) for role in _ROLES if (value := settings.get(role, special_map.get(role)))}
-        vocabulary: Vocabulary
-        if _MODEL in names:
-            vocabulary = SentencePieceVocabulary(folder / _MODEL, _added_tokens(settings, folder, names))
-        else:
-            vocabulary = JsonVocabulary(folder / _JSON)
-        limit = settings.get("model_max_length")
-        return cls(
-            vocabulary,
-            model_max_length=None if limit is None else min(int(limit), int(1e30)),
-            roles=roles,
-            clean_up_tokenization_spaces=bool(settings.get("clean_up_tokenization_spaces", False)),
-            files={name: (folder / name).read_bytes() for name in names},
-        )
+        files = {name: (folder / name).read_bytes() for name in (_MODEL, _JSON) if (folder / name).is_file()}
+        if not files:
+            raise FileNotFoundError(f"{folder} has neither {_MODEL} nor {_JSON}: is this the folder of a tokenizer?")
+        json_tokens = (lambda: _added_tokens(folder / _JSON, files[_JSON])) if len(files) == 2 else tuple
+        settings = TokenizerSettings.read(folder, overrides, json_tokens)
+        if use_fast or settings.tokenizer_class not in _XLMR_CLASSES:
+            files.pop(_MODEL, None)
+            if not files:
+                raise FileNotFoundError(
+                    f"{folder} has no {_JSON}, which {'use_fast=True' if use_fast else settings.tokenizer_class}"
+                    f" needs; a {_MODEL} alone is read only for XLMRobertaTokenizer."
+                )
+        name = next(iter(files))
+        kind = XLMRVocabulary if name == _MODEL else JsonVocabulary
+        vocabulary: Vocabulary = kind(str(folder / name), files[name], settings)
+        return cls(vocabulary, settings, files=files)
 
     def save_pretrained(self, folder: str | os.PathLike[str]) -> None:
-        """Writes the files this tokenizer was read from, and its settings, each whole or not at all."""
-        folder = Path(folder)
+        """Writes the vocabulary as it was read, and the settings, each file whole or not at all."""
         for name, data in self._files.items():
-            if name != _CONFIG:
-                write_bytes(folder / name, data)
-        import json
-
-        settings = json.loads(self._files.get(_CONFIG, b"{}"))
-        roles = {role: getattr(self, role) for role in _ROLES if _content(settings.get(role)) != getattr(self, role)}
-        write_json(
-            folder / _CONFIG,
-            {
-                "tokenizer_class": "XLMRobertaTokenizer",
-                **settings,
-                **roles,
-                "model_max_length": self.model_max_length,
-                "clean_up_tokenization_spaces": self.clean_up_tokenization_spaces,
-            },
+            write_bytes(Path(folder) / name, data)
+        now = {name: getattr(self, name) for name in _ATTRIBUTES}
+        settings = dataclasses.replace(
+            self._settings, roles={role: getattr(self, role) for role in DEFAULT_ROLES}, **now
         )
+        for name, content in settings.files().items():
+            write_json(Path(folder) / name, content)
 
     def __call__(
         self,
@@ -140,13 +125,13 @@ class AltCLIPTokenizer:
         text_pair: str | Sequence[str] | None = None,
         *,
         add_special_tokens: bool = True,
-        padding: bool | str | Sequence[int] = False,
-        truncation: bool | str = False,
+        padding: Padding = False,
+        truncation: bool | str | None = None,
         max_length: int | None = None,
         pad_to_multiple_of: int | None = None,
-        padding_side: str = "right",
+        padding_side: str | None = None,
         return_tensors: str | None = None,
-        split_special_tokens: bool = False,
+        split_special_tokens: bool | None = None,
     ) -> dict[str, Any]:
         """Returns input_ids and attention_mask.
 
@@ -156,79 +141,92 @@ class AltCLIPTokenizer:
             add_special_tokens: Put <s> and </s> around them.
             padding: True or "longest"; "max_length"; or lengths such as (16, 32, 64), of which the smallest that
                 holds the batch is taken, so that jit sees few shapes.
-            truncation: True or "longest_first", "only_first", "only_second": cut to `max_length`.
+            truncation: True or "longest_first", "only_first", "only_second": cut to `max_length`. False never cuts;
+                None cuts if `max_length` is given and `padding` is not, as in the reference.
             max_length: Of the result, in tokens; default `model_max_length`.
             pad_to_multiple_of: Pad on to a multiple of this.
-            padding_side: "right" or "left".
-            return_tensors: "np" (int64), "jax", or None for lists. Texts of unequal length without padding are lists
-                in any case.
-            split_special_tokens: Treat strings such as "</s>" within a text as plain text.
+            padding_side: "right" or "left"; default is the attribute.
+            return_tensors: "np" (int64), "jax" (int32), or None for lists. Texts of unequal length without padding are
+                lists in any case.
+            split_special_tokens: Treat strings such as "</s>" within a text as plain text; default is the attribute.
 
         Raises:
-            ValueError: a text is longer than `model_max_length` and is not to be cut; an argument is out of range.
+            ValueError: a result is longer than `model_max_length`; an argument is out of range.
+            TypeError: something that is no text.
         """
         if return_tensors not in (None, "np", "jax"):
             raise ValueError(
                 f"return_tensors={return_tensors!r} is not one of 'np', 'jax' and None: this library makes no tensors"
                 " of other frameworks; convert the numpy arrays, for example with torch.from_numpy."
             )
-        single = isinstance(text, str)
-        firsts, seconds = _texts("text", text), None if text_pair is None else _texts("text_pair", text_pair)
-        if seconds is not None and len(seconds) != len(firsts):
-            raise ValueError(f"text holds {len(firsts)} strings and text_pair {len(seconds)}: they go in pairs.")
-        rows = self._rows(firsts, seconds, add_special_tokens, truncation, max_length, split_special_tokens)
-        length = _padded_length(rows, padding, self._limit(max_length), pad_to_multiple_of)
-        if padding_side not in ("right", "left"):
-            raise ValueError(f"padding_side={padding_side!r} is neither 'right' nor 'left'.")
+        side = self.padding_side if padding_side is None else padding_side
+        if side not in ("right", "left"):
+            raise ValueError(f"padding_side={side!r} is neither 'right' nor 'left'.")
+        max_length = positive("max_length", max_length)
+        multiple = positive("pad_to_multiple_of", pad_to_multiple_of)
+        strategy = truncation_strategy(truncation, max_length, padding)
+        limit = max_length or (self.model_max_length if self.model_max_length < NO_LIMIT // 10 else None)
+        firsts, seconds = text_lists(text, text_pair)
+        split = self.split_special_tokens if split_special_tokens is None else split_special_tokens
+        rows = self._rows(firsts, seconds, add_special_tokens, strategy, limit, split)
+        length = padded_length(
+            max(map(len, rows), default=0),
+            padding,
+            limit=limit,
+            multiple=multiple,
+            cut_to=limit if strategy else None,
+        )
         masks = [[1] * len(row) for row in rows]
         if length is not None:
-            rows = [_padded(row, length, self.pad_token_id, padding_side) for row in rows]
-            masks = [_padded(mask, length, 0, padding_side) for mask in masks]
+            rows = [padded(row, length, self.pad_token_id, side) for row in rows]
+            masks = [padded(mask, length, 0, side) for mask in masks]
+        single = isinstance(text, str) and return_tensors is None
         batch: dict[str, Any] = {"input_ids": rows, "attention_mask": masks}
+        if single:
+            return {name: values[0] for name, values in batch.items()}
         if return_tensors is None or len({len(row) for row in rows}) > 1:
-            return {name: values[0] for name, values in batch.items()} if single and return_tensors is None else batch
-        arrays: dict[str, Any] = {name: np.asarray(values, np.int64) for name, values in batch.items()}
-        if return_tensors == "jax":
-            import jax.numpy as jnp
-
-            arrays = {name: jnp.asarray(values.astype(np.int32)) for name, values in arrays.items()}
-        return arrays
-
-    def _limit(self, max_length: int | None) -> int | None:
-        if max_length is not None:
-            return max_length
-        return self.model_max_length if self.model_max_length < int(1e29) else None
+            return batch
+        return {name: _array(values, length, return_tensors) for name, values in batch.items()}
 
     def _rows(
         self,
         firsts: list[str],
         seconds: list[str] | None,
         add_special_tokens: bool,
-        truncation: bool | str,
-        max_length: int | None,
+        strategy: str | None,
+        limit: int | None,
         split_special_tokens: bool,
     ) -> list[list[int]]:
-        strategy = "longest_first" if truncation is True else truncation
-        if strategy and strategy != "do_not_truncate" and strategy not in _TRUNCATIONS:
-            raise ValueError(f"truncation={truncation!r} is not True, False or one of {', '.join(_TRUNCATIONS)}.")
+        """Returns the ids of each text or pair, cut and with special tokens.
+
+        Raises:
+            ValueError: some are longer than the model takes; all are named.
+        """
         first_ids = self._vocabulary.encode(firsts, split_special_tokens)
-        second_ids = None if seconds is None else self._vocabulary.encode(seconds, split_special_tokens)
-        template, limit = self._vocabulary.template, self._limit(max_length)
+        second_ids: Sequence[list[int] | None] = [None] * len(firsts)
+        if seconds is not None:
+            second_ids = self._vocabulary.encode(seconds, split_special_tokens)
+        around = len(self._joined([], None if seconds is None else [])) if add_special_tokens else 0
         rows = []
-        for place, first in enumerate(first_ids):
-            second = None if second_ids is None else second_ids[place]
-            extra = 0
-            if add_special_tokens:
-                ends = template.suffix if second is None else template.middle + template.pair_suffix
-                extra = len(template.prefix) + len(ends)
-            if strategy and strategy != "do_not_truncate" and limit is not None:
-                first, second = _cut(first, second, limit - extra, strategy)
-            elif len(first) + len(second or ()) + extra > self.model_max_length:
-                raise ValueError(
-                    f"Text {place} is {len(first) + len(second or ()) + extra} tokens long and this model takes"
-                    f" {self.model_max_length}: pass truncation=True to cut it, or split it."
+        for first, second in zip(first_ids, second_ids, strict=True):
+            if strategy and limit is not None:
+                first, second = cut(
+                    first,
+                    second,
+                    limit - around,
+                    strategy,
+                    side=self.truncation_side,
+                    spare_to_longer=self._vocabulary.spare_to_longer,
                 )
             rows.append(self._joined(first, second) if add_special_tokens else [*first, *(second or ())])
+        longest = self.model_max_length
+        long = [f"text {place} is {len(row)} tokens long" for place, row in enumerate(rows) if len(row) > longest]
+        if long:
+            named = ", ".join(long[:10]) + (f", and {len(long) - 10} more are too long" if len(long) > 10 else "")
+            raise ValueError(
+                f"{named[0].upper()}{named[1:]} and this model takes {longest}: pass truncation=True"
+                f"{f' and a max_length of at most {longest}' if strategy else ' to cut'}, or split what is longer."
+            )
         return rows
 
     def _joined(self, first: list[int], second: list[int] | None) -> list[int]:
@@ -237,9 +235,12 @@ class AltCLIPTokenizer:
             return [*template.prefix, *first, *template.suffix]
         return [*template.prefix, *first, *template.middle, *second, *template.pair_suffix]
 
-    def tokenize(self, text: str, *, split_special_tokens: bool = False) -> list[str]:
-        """Returns the tokens of a text as strings, those without an entry in the vocabulary as the unknown token."""
-        return self.convert_ids_to_tokens(self._vocabulary.encode(_texts("text", text), split_special_tokens)[0])
+    def tokenize(self, text: str, *, split_special_tokens: bool | None = None) -> list[str]:
+        """Returns the tokens of a text as strings, those without an entry in the vocabulary as they stand there."""
+        if not isinstance(text, str):
+            raise TypeError(f"text is a {type(text).__name__}: expected a string.")
+        split = self.split_special_tokens if split_special_tokens is None else split_special_tokens
+        return self._vocabulary.tokenize(text_list("text", text)[0], split)
 
     def convert_ids_to_tokens(self, ids: Sequence[int]) -> list[str]:
         """Returns the token of each id.
@@ -263,112 +264,56 @@ class AltCLIPTokenizer:
     def decode(
         self, ids: Any, *, skip_special_tokens: bool = False, clean_up_tokenization_spaces: bool | None = None
     ) -> str:
-        """Returns the text of a row of ids."""
-        special = {getattr(self, role) for role in _ROLES}
-        tokens = self.convert_ids_to_tokens(np.asarray(ids).reshape(-1).tolist())
-        kept = [token for token in tokens if not (skip_special_tokens and token in special)]
-        text = "".join(kept).replace("\N{LOWER ONE EIGHTH BLOCK}", " ").strip()
-        clean = (
-            self.clean_up_tokenization_spaces if clean_up_tokenization_spaces is None else clean_up_tokenization_spaces
-        )
-        return _cleaned(text) if clean else text
+        """Returns the text of a row of ids.
+
+        Raises:
+            ValueError: an id is outside the vocabulary.
+            TypeError: ids that are not whole numbers, or more than one row.
+        """
+        row = np.asarray(ids)
+        if row.ndim > 1 or (row.size and row.dtype.kind not in "iu"):
+            raise TypeError(f"ids must be one row of whole numbers, got {row.dtype} of shape {row.shape}.")
+        whole: list[int] = row.reshape(-1).astype(np.int64).tolist()
+        self.convert_ids_to_tokens(whole)
+        text = self._vocabulary.decode(whole, skip_special_tokens)
+        clean = clean_up_tokenization_spaces
+        return without_spaces(text) if (self.clean_up_tokenization_spaces if clean is None else clean) else text
 
     def batch_decode(self, rows: Any, **options: Any) -> list[str]:
-        """Returns the text of each row of ids."""
+        """Returns the text of each row of ids; see `decode`."""
         return [self.decode(row, **options) for row in rows]
 
     @property
+    def all_special_tokens(self) -> list[str]:
+        """The special tokens, each once."""
+        return list(dict.fromkeys([*(getattr(self, role) for role in DEFAULT_ROLES), *self.additional_special_tokens]))
+
+    @property
+    def all_special_ids(self) -> list[int]:
+        """The ids of `all_special_tokens`."""
+        ids: Any = self.convert_tokens_to_ids(self.all_special_tokens)
+        return list(ids)
+
+    @property
     def vocab_size(self) -> int:
-        """The number of ids."""
-        return len(self._vocabulary)
+        """The number of ids without added tokens; `len` counts them too."""
+        return self._vocabulary.size
 
     def __len__(self) -> int:
         return len(self._vocabulary)
 
 
-def _texts(name: str, text: str | Sequence[str]) -> list[str]:
-    texts = [text] if isinstance(text, str) else list(text)
-    for place, value in enumerate(texts):
-        if not isinstance(value, str):
-            raise TypeError(f"{name}[{place}] is a {type(value).__name__}: expected a string.")
-        try:
-            value.encode()
-        except UnicodeEncodeError as error:
-            raise ValueError(
-                f"{name}[{place}] holds half of a surrogate pair at {error.start}, which is no text."
-            ) from None
-    return texts
+def _array(rows: list[list[int]], length: int | None, kind: str) -> Any:
+    array = np.asarray(rows, np.int64).reshape(len(rows), length or (len(rows[0]) if rows else 0))
+    if kind == "np":
+        return array
+    import jax.numpy as jnp
+
+    return jnp.asarray(array.astype(np.int32))
 
 
-def _cut(first: list[int], second: list[int] | None, room: int, strategy: str) -> tuple[list[int], list[int] | None]:
-    """Cuts a text or pair to `room` tokens from the end; of a pair the longer is cut, one token at a time."""
-    if room < 0:
-        raise ValueError(f"max_length leaves no room: the special tokens alone are {-room} too many.")
-    surplus = len(first) + len(second or ()) - room
-    if surplus <= 0:
-        return first, second
-    if second is None or strategy == "only_first":
-        if surplus > len(first):
-            raise ValueError("truncation='only_first' cannot make the pair short enough: the second text is too long.")
-        return first[: len(first) - surplus], second
-    if strategy == "only_second":
-        if surplus > len(second):
-            raise ValueError("truncation='only_second' cannot make the pair short enough: the first text is too long.")
-        return first, second[: len(second) - surplus]
-    left, right = len(first), len(second)
-    for _ in range(surplus):
-        if left > right:
-            left -= 1
-        else:
-            right -= 1
-    return first[:left], second[:right]
-
-
-def _padded_length(
-    rows: list[list[int]], padding: bool | str | Sequence[int], limit: int | None, multiple: int | None
-) -> int | None:
-    longest = max((len(row) for row in rows), default=0)
-    if padding is False or padding == "do_not_pad":
-        return None
-    if padding is True or padding == "longest":
-        length = longest
-    elif padding == "max_length":
-        if limit is None:
-            raise ValueError("padding='max_length' needs max_length: this tokenizer has no limit of its own.")
-        length = max(limit, longest)
-    elif isinstance(padding, str):
-        raise ValueError(f"padding={padding!r} is not True, False, 'longest', 'max_length' or a sequence of lengths.")
-    else:
-        fitting = [bucket for bucket in sorted(padding) if bucket >= longest]
-        if not fitting:
-            raise ValueError(f"The longest text has {longest} tokens and the largest padding length is {max(padding)}.")
-        length = fitting[0]
-    return length if not multiple else -(-length // multiple) * multiple
-
-
-def _padded(row: list[int], length: int, fill: int, side: str) -> list[int]:
-    padding = [fill] * (length - len(row))
-    return row + padding if side == "right" else padding + row
-
-
-def _cleaned(text: str) -> str:
-    """Undoes the spaces that English tokenizers leave before punctuation and contractions."""
-    for ending in (".", "?", "!", ",", "n't", "'m", "'s", "'ve", "'re"):
-        text = text.replace(f" {ending}", ending)
-    return text.replace(" ' ", "'")
-
-
-def _content(value: Any) -> Any:
-    return value.get("content") if isinstance(value, Mapping) else value
-
-
-def _added_tokens(settings: Mapping[str, Any], folder: Path, names: Sequence[str]) -> list[SpecialToken]:
-    """The special strings that a folder adds to the vocabulary, or whose white space it decides."""
-    tokens = []
-    for index, value in (settings.get("added_tokens_decoder") or {}).items():
-        strips = {"lstrip": bool(value.get("lstrip")), "rstrip": bool(value.get("rstrip"))}
-        tokens.append(SpecialToken(str(value["content"]), int(index), **strips))
-    if not tokens and _ADDED in names:
-        found = read_json_object(folder / _ADDED)
-        tokens = [SpecialToken(token, int(index), lstrip=token == "<mask>") for token, index in found.items()]
-    return tokens
+def _added_tokens(path: Path, data: bytes) -> list[Mapping[str, Any]]:
+    try:
+        return list(json.loads(data)["added_tokens"])
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
+        raise ValueError(f"{path} is not a tokenizer.json that can be read ({error}).") from None

@@ -117,6 +117,7 @@ def test_damaged_and_missing_tokenizer_files(tmp_path):
     (tmp_path / "tokenizer.json").write_text("{}")
     with pytest.raises(ValueError, match=r"tokenizer\.json"):
         AltCLIPTokenizer.from_pretrained(tmp_path)
+    (tmp_path / "tokenizer.json").unlink()
     (tmp_path / "sentencepiece.bpe.model").write_bytes(b"\x00garbage")
     with pytest.raises(ValueError, match="not a sentencepiece model"):
         AltCLIPTokenizer.from_pretrained(tmp_path)

@@ -1,0 +1,274 @@
+"""What the JSON files beside a vocabulary say: special tokens, added tokens, the longest text, sides.
+
+Source: from_pretrained of tokenization_utils_base.py in transformers 4.56.2, whose precedence this is.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any, Self
+
+from altclip_jax.json_file import read_json_object
+
+CONFIG_FILE, MAP_FILE, ADDED_FILE = "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json"
+NO_LIMIT = int(1e30)  # as the reference writes it
+DEFAULT_ROLES = {
+    "bos_token": "<s>",
+    "eos_token": "</s>",
+    "unk_token": "<unk>",
+    "sep_token": "</s>",
+    "pad_token": "<pad>",
+    "cls_token": "<s>",
+    "mask_token": "<mask>",
+}
+
+
+@dataclass(frozen=True)
+class SpecialToken:
+    """A string that is one token wherever it stands in a text."""
+
+    content: str
+    id: int | None = None  # None: the vocabulary knows, or gives it the next free one
+    lstrip: bool = False  # the white space before it belongs to it
+    rstrip: bool = False
+    single_word: bool = False  # only where spaces surround it
+    normalized: bool | None = None  # looked for in the normalised text (tokenizer.json only); None: if not special
+    special: bool = False
+    declared: bool = True  # a file says how it behaves; else this is assumed, and yields to what a vocabulary says
+
+
+@dataclass(frozen=True, kw_only=True)
+class TokenizerSettings:
+    """The settings of a tokenizer.
+
+    Attributes:
+        roles: The token of each of `DEFAULT_ROLES`.
+        additional: Further special tokens.
+        tokens: Everything that is one token wherever it stands: added tokens, roles and additional ones.
+        model_max_length: In tokens, with the special ones.
+        config: tokenizer_config.json as it was.
+        written: The special tokens as files wrote them, strings or objects.
+        added_file: added_tokens.json as it was; empty if there was none.
+    """
+
+    roles: Mapping[str, str] = field(default_factory=lambda: dict(DEFAULT_ROLES))
+    additional: Sequence[str] = ()
+    tokens: Sequence[SpecialToken] = ()
+    model_max_length: int = NO_LIMIT
+    padding_side: str = "right"
+    truncation_side: str = "right"
+    split_special_tokens: bool = False
+    clean_up_tokenization_spaces: bool = False
+    tokenizer_class: str | None = None
+    config: Mapping[str, Any] = field(default_factory=dict)
+    written: Mapping[str, Any] = field(default_factory=dict)
+    added_file: Mapping[str, Any] = field(default_factory=dict)
+
+    @classmethod
+    def read(
+        cls,
+        folder: Path,
+        overrides: Mapping[str, Any],
+        json_tokens: Callable[[], Sequence[Mapping[str, Any]]] = tuple,
+    ) -> Self:
+        """Reads the files of a folder, none of which need exist; `overrides` win over them.
+
+        If tokenizer_config.json lists the added tokens, it alone is read, as in the reference. Otherwise (before
+        transformers 4.34) special_tokens_map.json wins over it, and added_tokens.json and the added tokens of a
+        tokenizer.json, which `json_tokens` returns, count too.
+
+        Raises:
+            ValueError: values that make no sense; the message names the file and all of them.
+        """
+        config = _read(folder / CONFIG_FILE)
+        given = _parsed(config, str(folder / CONFIG_FILE))
+        written = {name: value for name, value in config.items() if name in _TOKEN_NAMES and value is not None}
+        added: list[SpecialToken] = given.pop("added_tokens_decoder", [])
+        added_file = {} if "added_tokens_decoder" in config else _read(folder / ADDED_FILE)
+        if "added_tokens_decoder" not in config:
+            special_map = {name: value for name, value in _read(folder / MAP_FILE).items() if name in _TOKEN_NAMES}
+            mapped = _parsed(special_map, str(folder / MAP_FILE))
+            mapped["additional_special_tokens"] = _joined(given, mapped)
+            given |= mapped
+            written |= {name: value for name, value in special_map.items() if value is not None}
+            added = [
+                *_added(added_file, folder / ADDED_FILE),
+                *_parsed_list(json_tokens(), str(folder / "tokenizer.json")),
+            ]
+        given |= _parsed(overrides, "The overrides")
+        roles = {
+            name: given.pop(name, SpecialToken(default, declared=False)) for name, default in DEFAULT_ROLES.items()
+        }
+        additional = [*given.pop("additional_special_tokens", []), *given.pop("extra_special_tokens", [])]
+        return cls(
+            roles={name: token.content for name, token in roles.items()},
+            additional=[token.content for token in additional],
+            tokens=_merged(added, roles, additional),
+            config=config,
+            written=written,
+            added_file=added_file,
+            **given,
+        )
+
+    @property
+    def special_contents(self) -> frozenset[str]:
+        """What `skip_special_tokens` leaves out."""
+        return frozenset([*self.roles.values(), *self.additional])
+
+    def files(self) -> dict[str, dict[str, Any]]:
+        """Returns the content of the files by name, as transformers reads them."""
+        tokens: dict[str, Any] = {
+            name: self.written[name] if _content(self.written.get(name)) == content else content
+            for name, content in self.roles.items()
+        }
+        config: dict[str, Any] = {"tokenizer_class": "XLMRobertaTokenizer", **self.config, **tokens}
+        for name in ("model_max_length", "padding_side", "truncation_side", "split_special_tokens"):
+            config[name] = getattr(self, name)
+        config["clean_up_tokenization_spaces"] = self.clean_up_tokenization_spaces
+        if self.additional:
+            flags = {token.content: token for token in self.tokens}
+            tokens["additional_special_tokens"] = [_object(flags[content]) for content in self.additional]
+            config["additional_special_tokens"] = list(self.additional)
+        files = {CONFIG_FILE: config, MAP_FILE: tokens}
+        return {**files, ADDED_FILE: dict(self.added_file)} if self.added_file else files
+
+
+def _merged(
+    added: Sequence[SpecialToken], roles: Mapping[str, SpecialToken], additional: Sequence[SpecialToken]
+) -> list[SpecialToken]:
+    """Returns one token per string, in the order in which those without an id get theirs."""
+    tokens: dict[str, SpecialToken] = {}
+    for token in added:
+        if token.content not in tokens or token.declared:
+            tokens[token.content] = token
+    listed = {token.content for token in added if token.declared}
+    for name, token in [*roles.items(), *(("", token) for token in additional)]:
+        if token.content in listed:
+            continue
+        if name == "mask_token" and not token.declared:
+            token = replace(token, lstrip=True)  # like a word, it takes the space before it
+        known = tokens.get(token.content)
+        if known is None or token.declared or token.lstrip:
+            tokens[token.content] = replace(token, id=known.id if known else None)
+    return list(tokens.values())
+
+
+def _joined(*sources: Mapping[str, Any]) -> list[SpecialToken]:
+    tokens = [token for source in sources for token in source.get("additional_special_tokens", [])]
+    return list({token.content: token for token in tokens}.values())
+
+
+def _read(path: Path) -> dict[str, Any]:
+    return read_json_object(path) if path.is_file() else {}
+
+
+def _added(values: Mapping[str, Any], path: Path) -> list[SpecialToken]:
+    """Returns the tokens of added_tokens.json, which says their ids and no more."""
+    try:
+        return [SpecialToken(text, _index(value), declared=False) for text, value in values.items() if text]
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"{path} must give each token a whole number: {error}.") from None
+
+
+def _parsed_list(tokens: Sequence[Mapping[str, Any]], source: str) -> list[SpecialToken]:
+    try:
+        return [replace(_token(token), id=_index(token["id"])) for token in tokens]
+    except (TypeError, ValueError, KeyError) as error:
+        raise ValueError(f"{source} has an added token that cannot be read ({error}).") from None
+
+
+def _parsed(values: Mapping[str, Any], source: str) -> dict[str, Any]:
+    """Returns those of `values` that are settings, checked; None counts as not given."""
+    parsed, problems = {}, []
+    for name, (parse, expected) in _CHECKS.items():
+        value = values.get(name)
+        if value is None:
+            continue
+        try:
+            parsed[name] = parse(value)
+        except (TypeError, ValueError, KeyError, AttributeError):
+            problems.append(f"{name} must be {expected}, got {str(value)[:60]!r}")
+    if problems:
+        raise ValueError(f"{source}: {'; '.join(problems)}.")
+    return parsed
+
+
+def _token(value: Any) -> SpecialToken:
+    if isinstance(value, str) and value:
+        return SpecialToken(value, declared=False)
+    if not isinstance(value, Mapping) or not isinstance(value["content"], str) or not value["content"]:
+        raise TypeError(value)
+    flags = {name: bool(value[name]) for name in _FLAGS if value.get(name) is not None}
+    return SpecialToken(value["content"], **flags)
+
+
+def _tokens(value: Any) -> list[SpecialToken]:
+    if isinstance(value, str):
+        raise TypeError(value)
+    return [_token(item) for item in (value.values() if isinstance(value, Mapping) else value)]
+
+
+def _decoder(value: Any) -> list[SpecialToken]:
+    if not all(isinstance(item, Mapping) for item in value.values()):
+        raise TypeError(value)
+    tokens = sorted(((int(index), _token(item)) for index, item in value.items()), key=lambda pair: pair[0])
+    return [replace(token, id=_index(index)) for index, token in tokens]
+
+
+def _index(value: Any) -> int:
+    if isinstance(value, bool) or not isinstance(value, int) or value < 0:
+        raise TypeError(f"{value!r} is not an id")
+    return value
+
+
+def _limit(value: Any) -> int:
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not value >= 1:
+        raise TypeError(value)
+    return int(min(value, NO_LIMIT))
+
+
+def _side(value: Any) -> str:
+    if value not in ("right", "left"):
+        raise ValueError(value)
+    return str(value)
+
+
+def _boolean(value: Any) -> bool:
+    if not isinstance(value, bool):
+        raise TypeError(value)
+    return value
+
+
+def _name(value: Any) -> str:
+    if not isinstance(value, str):
+        raise TypeError(value)
+    return value
+
+
+def _content(value: Any) -> Any:
+    return value.get("content") if isinstance(value, Mapping) else value
+
+
+def _object(token: SpecialToken) -> dict[str, Any]:
+    flags = {name: getattr(token, name) for name in _FLAGS if name != "special"}
+    return {"content": token.content, **flags, "normalized": bool(token.normalized)}
+
+
+_FLAGS = ("lstrip", "rstrip", "single_word", "normalized", "special")
+_TOKEN_EXPECTED = "a string, or an object whose content is one"
+_TOKEN_NAMES = (*DEFAULT_ROLES, "additional_special_tokens")
+_CHECKS: dict[str, tuple[Callable[[Any], Any], str]] = {
+    **dict.fromkeys(DEFAULT_ROLES, (_token, _TOKEN_EXPECTED)),
+    "additional_special_tokens": (_tokens, f"a list, each of it {_TOKEN_EXPECTED}"),
+    "extra_special_tokens": (_tokens, f"an object or list, each of it {_TOKEN_EXPECTED}"),
+    "added_tokens_decoder": (_decoder, "an object from ids to objects with a content"),
+    "model_max_length": (_limit, "a number of tokens, at least 1"),
+    "padding_side": (_side, "'right' or 'left'"),
+    "truncation_side": (_side, "'right' or 'left'"),
+    "split_special_tokens": (_boolean, "true or false"),
+    "clean_up_tokenization_spaces": (_boolean, "true or false"),
+    "tokenizer_class": (_name, "a string"),
+}
+OVERRIDES = tuple(sorted(set(_CHECKS) - {"added_tokens_decoder", "extra_special_tokens", "tokenizer_class"}))

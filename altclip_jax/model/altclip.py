@@ -11,12 +11,10 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 from jax import Array
-from jax.typing import DTypeLike
 from jaxtyping import Float, Int, Shaped
 
 from altclip_jax.config import AltCLIPConfig
 from altclip_jax.model.inputs import static_flag
-from altclip_jax.model.layers import AttentionImplementation
 from altclip_jax.model.outputs import AltCLIPOutput
 from altclip_jax.model.pretrained import PretrainedModel, example_picture, example_text
 from altclip_jax.model.text import AltCLIPTextModel
@@ -24,24 +22,12 @@ from altclip_jax.model.vision import AltCLIPVisionModel
 
 
 class AltCLIPModel(PretrainedModel):
-    """The whole model. `model.apply({"params": params}, input_ids, pixel_values, attention_mask)`.
-
-    Attributes:
-        config: What the model is.
-        dtype: Compute dtype of the towers; projections, norms, logits and loss are float32.
-        param_dtype: Dtype of freshly initialised parameters.
-        attention_implementation: "plain", "xla" or "cudnn", see `Attention`.
-        remat: Recompute each layer in the backward pass instead of storing its activations.
-    """
+    """The whole model. `model.apply({"params": params}, input_ids, pixel_values, attention_mask)`."""
 
     config_class: ClassVar[type[AltCLIPConfig]] = AltCLIPConfig
     params_prefix: ClassVar[str] = ""
 
     config: AltCLIPConfig
-    dtype: DTypeLike = jnp.float32
-    param_dtype: DTypeLike = jnp.float32
-    attention_implementation: AttentionImplementation = "plain"
-    remat: bool = False
 
     @nn.nowrap
     def example_inputs(self) -> dict[str, Array]:

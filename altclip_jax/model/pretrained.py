@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import abc
 import os
 from typing import Any, ClassVar, Self
 
@@ -17,10 +18,24 @@ from altclip_jax.weights.convert import Params
 
 
 class PretrainedModel(nn.Module):
-    """A model that knows its configuration class and which part of a full AltCLIP it is."""
+    """A model that knows its configuration class and which part of a full AltCLIP it is.
+
+    Attributes:
+        config: What the model is.
+        dtype: Compute dtype of the towers; projections, norms, logits and loss are float32.
+        param_dtype: Dtype of freshly initialised parameters.
+        attention_implementation: "plain", "xla" or "cudnn", see `Attention`.
+        remat: Recompute each layer in the backward pass instead of storing its activations.
+    """
 
     config_class: ClassVar[Any]
     params_prefix: ClassVar[str]
+
+    config: Any
+    dtype: DTypeLike = jnp.float32
+    param_dtype: DTypeLike = jnp.float32
+    attention_implementation: AttentionImplementation = "plain"
+    remat: bool = False
 
     @classmethod
     def from_pretrained(
@@ -104,9 +119,9 @@ class PretrainedModel(nn.Module):
         return shapes
 
     @nn.nowrap
+    @abc.abstractmethod
     def example_inputs(self) -> dict[str, Array]:
         """Returns the smallest valid inputs, by name."""
-        raise NotImplementedError
 
 
 def example_text() -> dict[str, Array]:

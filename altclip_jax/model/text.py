@@ -81,24 +81,12 @@ class PostNormBlock(nn.Module):
 
 
 class AltCLIPTextModel(PretrainedModel):
-    """The text tower. `model.apply({"params": params}, input_ids, attention_mask=mask)`.
-
-    Attributes:
-        config: What the tower is.
-        dtype: Compute dtype.
-        param_dtype: Dtype of freshly initialised parameters.
-        attention_implementation: "plain", "xla" or "cudnn", see `Attention`.
-        remat: Recompute each layer in the backward pass instead of storing its activations.
-    """
+    """The text tower. `model.apply({"params": params}, input_ids, attention_mask=mask)`."""
 
     config_class: ClassVar[type[AltCLIPTextConfig]] = AltCLIPTextConfig
     params_prefix: ClassVar[str] = "text_model/"
 
     config: AltCLIPTextConfig
-    dtype: DTypeLike = jnp.float32
-    param_dtype: DTypeLike = jnp.float32
-    attention_implementation: AttentionImplementation = "plain"
-    remat: bool = False
 
     @nn.nowrap
     def example_inputs(self) -> dict[str, Array]:

@@ -64,24 +64,12 @@ class PreNormBlock(nn.Module):
 
 
 class AltCLIPVisionModel(PretrainedModel):
-    """The image tower. `model.apply({"params": params}, pixel_values)`.
-
-    Attributes:
-        config: What the tower is.
-        dtype: Compute dtype.
-        param_dtype: Dtype of freshly initialised parameters.
-        attention_implementation: "plain", "xla" or "cudnn", see `Attention`.
-        remat: Recompute each layer in the backward pass instead of storing its activations.
-    """
+    """The image tower. `model.apply({"params": params}, pixel_values)`."""
 
     config_class: ClassVar[type[AltCLIPVisionConfig]] = AltCLIPVisionConfig
     params_prefix: ClassVar[str] = "vision_model/"
 
     config: AltCLIPVisionConfig
-    dtype: DTypeLike = jnp.float32
-    param_dtype: DTypeLike = jnp.float32
-    attention_implementation: AttentionImplementation = "plain"
-    remat: bool = False
 
     @nn.nowrap
     def example_inputs(self) -> dict[str, Array]:

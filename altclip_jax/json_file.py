@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import json
-import os
-import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
+
+from altclip_jax.staging import Staging, refusals_explained
 
 
 def read_json_object(path: Path) -> dict[str, Any]:
@@ -38,15 +38,8 @@ def write_json(path: Path, values: Mapping[str, Any]) -> None:
 
 def write_bytes(path: Path, data: bytes) -> None:
     """Writes a file whole or not at all, making its folder if need be."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    descriptor, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    try:
-        with os.fdopen(descriptor, "wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        Path(temporary).chmod(0o644)
-        Path(temporary).replace(path)
-    except BaseException:
-        Path(temporary).unlink(missing_ok=True)
-        raise
+    with refusals_explained(path.parent):
+        path.parent.mkdir(parents=True, exist_ok=True)
+    with Staging(path.parent) as staging:
+        staging.add(path.name, [data])
+        staging.install()

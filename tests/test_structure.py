@@ -7,7 +7,19 @@ import altclip_jax
 
 ROOT = Path(altclip_jax.__file__).parent
 # From the ground up. A part may import itself and what stands before it.
-FLOORS = ("json_file", "hub", "config", "assets", "processing", "weights", "model", "checkpoints", "inference", "cli")
+FLOORS = (
+    "staging",
+    "json_file",
+    "hub",
+    "config",
+    "assets",
+    "processing",
+    "weights",
+    "model",
+    "checkpoints",
+    "inference",
+    "cli",
+)
 
 
 def imported(file):

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 from jaxtyping import Float32
 
-from altclip_jax.weights.staging import Staging
+from altclip_jax.json_file import write_bytes
 
 
 def write_embeddings(
@@ -44,6 +44,4 @@ def write_embeddings(
         data = save({"images": images, "texts": texts}, metadata=names)
     else:
         raise ValueError(f"{path} ends neither in .npz nor in .safetensors, the two forms embeddings are written in.")
-    with Staging(path.parent) as staging:
-        staging.add(path.name, [data])
-        staging.install()
+    write_bytes(path, data)

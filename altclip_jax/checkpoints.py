@@ -2,22 +2,22 @@
 
 from __future__ import annotations
 
-import json
 import os
-import shutil
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
-import jax
 import numpy as np
 from jax.typing import DTypeLike
 
+from altclip_jax import hub
+from altclip_jax.json_file import read_json_object, write_bytes
 from altclip_jax.model.altclip import AltCLIPModel
 from altclip_jax.model.pretrained import PretrainedModel
 from altclip_jax.model.text import AltCLIPTextModel
 from altclip_jax.model.vision import AltCLIPVisionModel
+from altclip_jax.processing.processor import IMAGE_FILES, TOKENIZER_FILES
 from altclip_jax.weights import pretrained
-from altclip_jax.weights.convert import flatten, plan_reading
+from altclip_jax.weights.convert import Params, flatten, plan_reading
 from altclip_jax.weights.readers import CheckpointError, open_checkpoint
 
 Part = Literal["full", "text", "vision"]
@@ -29,11 +29,10 @@ MODEL_CLASSES: dict[Part, type[PretrainedModel]] = {
     "vision": AltCLIPVisionModel,
 }
 _PROCESSOR_FILES: dict[Part, tuple[str, ...]] = {
-    "vision": ("preprocessor_config.json",),
-    "text": ("tokenizer.json", "sentencepiece.bpe.model", "tokenizer_config.json", "special_tokens_map.json"),
-    "full": (),
+    "full": IMAGE_FILES + TOKENIZER_FILES,
+    "text": TOKENIZER_FILES,
+    "vision": IMAGE_FILES,
 }
-_PROCESSOR_FILES["full"] = _PROCESSOR_FILES["vision"] + _PROCESSOR_FILES["text"]
 
 
 class FileSummary(NamedTuple):
@@ -58,11 +57,11 @@ class Description(NamedTuple):
 def part_of(folder: Path) -> Part:
     """Returns which model a folder's config.json describes."""
     try:
-        found = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+        found = read_json_object(folder / "config.json")
     except (FileNotFoundError, ValueError):
         return "full"  # reading it as a full model gives the error that says what is wrong with it
     kinds: dict[str, Part] = {"altclip_text_model": "text", "altclip_vision_model": "vision"}
-    return kinds.get(str(found.get("model_type")), "full") if isinstance(found, dict) else "full"
+    return kinds.get(str(found.get("model_type")), "full")
 
 
 def describe(source: str | os.PathLike[str], **where: Any) -> Description:
@@ -76,21 +75,24 @@ def describe(source: str | os.PathLike[str], **where: Any) -> Description:
     part = part_of(folder)
     model_class: Any = MODEL_CLASSES[part]
     model = model_class(model_class.config_class.from_json(folder))
+    shapes = model.param_shapes()
     counts: dict[str, int] = {}
-    for path, leaf in flatten(model.param_shapes()).items():
+    for path, leaf in flatten(shapes).items():
         top = path.split("/")[0] if part == "full" else f"{part}_model"
         counts[top] = counts.get(top, 0) + int(np.prod(leaf.shape))
     counts["total"] = sum(counts.values())
-    return Description(str(source), part, model.config.to_dict(), counts, _summaries(folder, model))
+    return Description(
+        str(source), part, model.config.to_dict(), counts, _summaries(folder, shapes, model.params_prefix)
+    )
 
 
-def _summaries(folder: Path, model: Any) -> tuple[FileSummary, ...]:
+def _summaries(folder: Path, shapes: Params, prefix: str) -> tuple[FileSummary, ...]:
     orbax = folder / pretrained.ORBAX_FOLDER
     if orbax.is_dir():
         size = sum(file.stat().st_size for file in orbax.rglob("*") if file.is_file())
-        return (FileSummary(orbax.name, size, len(jax.tree.leaves(model.param_shapes())), ()),)
+        return (FileSummary(orbax.name, size, len(flatten(shapes)), ()),)
     with open_checkpoint(folder) as checkpoint:
-        plan_reading(checkpoint.infos, model.param_shapes(), prefix=model.params_prefix, subject=str(folder))
+        plan_reading(checkpoint.infos, shapes, prefix=prefix, subject=str(folder))
         return tuple(
             FileSummary(
                 file.name,
@@ -118,7 +120,7 @@ def convert(
         source: A folder or hub id.
         target: The new folder.
         part: "full", "text" or "vision"; None for what the source is.
-        dtype: Dtype of the new weights; None keeps float32, or the widest dtype of the source if narrower.
+        dtype: Dtype of the new weights; None keeps the source's if all its tensors share one, else takes float32.
         form: "safetensors", which transformers reads, or "orbax".
         max_shard_bytes: Above this, safetensors are written as several files and an index.
         **where: revision, local_files_only, cache_dir of a hub repository.
@@ -134,20 +136,21 @@ def convert(
     part = have if part is None else part
     if have not in ("full", part):
         raise ValueError(f"{source} holds the {have} tower alone, so no {part} model can be made of it.")
-    stored = _widest_dtype(folder) if dtype is None else dtype
+    stored = _shared_dtype(folder) if dtype is None else dtype
     model, params = MODEL_CLASSES[part].from_pretrained(folder, dtype=stored)
     if form == "orbax":
         pretrained.save_orbax(model, target, params)
     else:
         model.save_pretrained(target, params, max_shard_bytes=max_shard_bytes)
+    processor = hub.fetch_files(source, _PROCESSOR_FILES[part], **where)
     for name in _PROCESSOR_FILES[part]:
-        if (folder / name).is_file():
-            shutil.copyfile(folder / name, target / name)
+        if (processor / name).is_file():
+            write_bytes(target / name, (processor / name).read_bytes())
     _verify(MODEL_CLASSES[part], target, stored, params)
     return describe(target)
 
 
-def _widest_dtype(folder: Path) -> DTypeLike:
+def _shared_dtype(folder: Path) -> DTypeLike:
     if (folder / pretrained.ORBAX_FOLDER).is_dir():
         return np.float32
     with open_checkpoint(folder) as checkpoint:

@@ -102,6 +102,13 @@ def test_a_repository_is_downloaded_once_and_then_works_offline(endpoint, tmp_pa
         assert again.stdout == done.stdout
 
 
+def test_converting_a_repository_brings_its_processor_along(endpoint, tmp_path):
+    done = altclip(endpoint, tmp_path / "cache", "convert", "some/model", str(tmp_path / "new"))
+    assert done.returncode == 0, done.stderr
+    for name in ("preprocessor_config.json", "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json"):
+        assert (tmp_path / "new" / name).read_bytes() == (default_checkpoint() / name).read_bytes()
+
+
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [

@@ -5,6 +5,7 @@ Source: processing_altclip.py of transformers 4.56.2, whose arguments and result
 
 from __future__ import annotations
 
+import inspect
 import os
 from collections.abc import Mapping, Sequence
 from typing import Any, Self
@@ -13,26 +14,19 @@ from altclip_jax import hub
 from altclip_jax.processing.image import AltCLIPImageProcessor
 from altclip_jax.processing.tokenizer import AltCLIPTokenizer
 
-_TOKENIZER_ARGUMENTS = frozenset(
-    {
-        "text_pair",
-        "add_special_tokens",
-        "padding",
-        "truncation",
-        "max_length",
-        "pad_to_multiple_of",
-        "padding_side",
-        "split_special_tokens",
-    }
-)
-_FILES = (
-    "preprocessor_config.json",
+IMAGE_FILES = ("preprocessor_config.json",)
+TOKENIZER_FILES = (
     "tokenizer.json",
     "sentencepiece.bpe.model",
     "tokenizer_config.json",
     "special_tokens_map.json",
     "added_tokens.json",
 )
+_TOKENIZER_ARGUMENTS = frozenset(inspect.signature(AltCLIPTokenizer.__call__).parameters) - {
+    "self",
+    "text",
+    "return_tensors",
+}
 
 
 class AltCLIPProcessor:
@@ -112,7 +106,11 @@ class AltCLIPProcessor:
         of the tokenizer such as model_max_length=77.
         """
         folder = hub.fetch_files(
-            source, _FILES, revision=revision, local_files_only=local_files_only, cache_dir=cache_dir
+            source,
+            IMAGE_FILES + TOKENIZER_FILES,
+            revision=revision,
+            local_files_only=local_files_only,
+            cache_dir=cache_dir,
         )
         fields = set(AltCLIPImageProcessor.field_names())
         for_images = {name: value for name, value in overrides.items() if name in fields}

@@ -172,11 +172,8 @@ def compare(ours: dict[str, Any], reference: dict[str, Any], exact: dict[str, An
     noise = report["logits_per_image"]["reference_to_float64"]
     counted = agreeing = rows = 0
     smallest = float("inf")
-    for mine, theirs in (
-        (ours, reference),
-        ({"x": ours["logits_per_image"].T}, {"x": reference["logits_per_image"].T}),
-    ):
-        left, right = (side.get("logits_per_image", side.get("x")) for side in (mine, theirs))
+    left_logits, right_logits = ours["logits_per_image"], reference["logits_per_image"]
+    for left, right in ((left_logits, right_logits), (left_logits.T, right_logits.T)):
         ordered = np.sort(right, axis=1)
         margins = ordered[:, -1] - ordered[:, -2]
         clear = margins > 10 * noise

@@ -16,8 +16,11 @@ FLOORS = (
     "processing",
     "weights",
     "model",
+    "parallel",
     "checkpoints",
     "inference",
+    "evaluation",
+    "training",
     "cli",
 )
 

@@ -1,0 +1,124 @@
+"""Where arrays live: a mesh of devices, and for every parameter the axes along which it is cut.
+
+Rules are data: ordered, whole paths, the first match decides, and a parameter without a rule is an error. Axes are
+Auto: jax's present default, Explicit, refuses embedding lookups and the comparison of sharded batches.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import jax
+import numpy as np
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+
+from altclip_jax.weights.convert import flatten, unflatten
+
+AXES = ("data", "fsdp", "tensor")
+Axes = tuple[str | tuple[str, ...] | None, ...]  # for each dimension, the mesh axes that cut it
+BATCH: Axes = (("data", "fsdp"),)
+WHOLE: Axes = ()
+
+# Kernels are (in, out). "tensor" cuts heads and MLP neurons, "fsdp" what is left; small vectors are on every device.
+PARTITION_RULES: tuple[tuple[str, Axes], ...] = (
+    (r".*/attention/(query|key|value)/kernel", ("fsdp", "tensor")),
+    (r".*/attention/(query|key|value)/bias", ("tensor",)),
+    (r".*/attention/out/kernel", ("tensor", "fsdp")),
+    (r".*/attention/distance_embedding/embedding", WHOLE),
+    (r".*/mlp/up/kernel", ("fsdp", "tensor")),
+    (r".*/mlp/up/bias", ("tensor",)),
+    (r".*/mlp/down/kernel", ("tensor", "fsdp")),
+    (r".*/(attention/out|mlp/down|transformation)/bias", WHOLE),
+    (r".*/(token|position|token_type)_embedding/embedding", (None, "fsdp")),
+    (r"(text_model/transformation|text_projection|visual_projection)/kernel", ("fsdp", "tensor")),
+    (r"vision_model/patch_embedding/kernel", (None, None, None, "fsdp")),
+    (r".*(_norm|/pre_norm|/post_norm)/(scale|bias)", WHOLE),
+    (r"vision_model/class_embedding|logit_scale", WHOLE),
+)
+
+
+def make_mesh(
+    *, data: int | None = None, fsdp: int = 1, tensor: int = 1, devices: Sequence[jax.Device] | None = None
+) -> Mesh:
+    """Arranges devices along ("data", "fsdp", "tensor"); `data` None takes all that the others leave.
+
+    Raises:
+        ValueError: the axes do not multiply to the number of devices.
+    """
+    devices = jax.devices() if devices is None else list(devices)
+    if data is None:
+        data = max(len(devices) // (fsdp * tensor), 1)
+    if data * fsdp * tensor != len(devices):
+        raise ValueError(
+            f"A mesh of data {data} x fsdp {fsdp} x tensor {tensor} needs {data * fsdp * tensor} devices and there are"
+            f" {len(devices)}: choose axes that multiply to that."
+        )
+    kinds = (AxisType.Auto,) * len(AXES)
+    return jax.make_mesh((data, fsdp, tensor), AXES, axis_types=kinds, devices=devices)
+
+
+def sharding(mesh: Mesh, axes: Axes = WHOLE) -> NamedSharding:
+    """Returns the placement of an array whose dimensions are cut along `axes`; without axes every device has it all."""
+    spec: Any = PartitionSpec
+    return NamedSharding(mesh, spec(*axes))
+
+
+def param_shardings(mesh: Mesh, params: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns the placement of each parameter of a tree of arrays or shapes.
+
+    An axis that does not divide a dimension leaves it whole.
+
+    Raises:
+        ValueError: parameters without a rule; all are named.
+    """
+    flat = flatten(params)
+    missing = [path for path in flat if axes_of(path) is None]
+    if missing:
+        raise ValueError(f"No rule in altclip_jax/parallel.py says how to cut {', '.join(missing)}.")
+    return unflatten({path: sharding(mesh, _fitted(mesh, axes_of(path), leaf.shape)) for path, leaf in flat.items()})
+
+
+def state_shardings(mesh: Mesh, state: Any) -> Any:
+    """Returns the placement of each leaf of a train state: that of its parameter, wherever its path ends in one's."""
+
+    def place(path: tuple[Any, ...], leaf: Any) -> NamedSharding:
+        names = [str(entry.key) for entry in path if isinstance(entry, jax.tree_util.DictKey)]
+        axes = axes_of("/".join(names)) if names else None
+        # an optimizer may keep less of a parameter than its shape, such as Adafactor's rows and columns
+        fits = axes is not None and len(axes) <= np.ndim(leaf)
+        return sharding(mesh, _fitted(mesh, axes, np.shape(leaf)) if fits else WHOLE)
+
+    return jax.tree_util.tree_map_with_path(place, state)
+
+
+def axes_of(path: str) -> Axes | None:
+    """Returns the axes along which the rules cut a parameter, or None without a rule."""
+    return next((axes for pattern, axes in PARTITION_RULES if re.fullmatch(pattern, path)), None)
+
+
+def local_rows(mesh: Mesh, rows: int) -> slice:
+    """Returns which rows of a global batch the devices of this process hold.
+
+    Raises:
+        ValueError: the batch cannot be dealt evenly over the devices.
+    """
+    devices = mesh.shape["data"] * mesh.shape["fsdp"]
+    if rows % devices:
+        raise ValueError(f"A batch of {rows} rows cannot be dealt evenly over data x fsdp = {devices} devices.")
+    mine = sharding(mesh, BATCH).addressable_devices_indices_map((rows,)).values()
+    pieces = [piece[0].indices(rows) for piece in mine if piece is not None]
+    return slice(min(piece[0] for piece in pieces), max(piece[1] for piece in pieces))
+
+
+def place_batch(mesh: Mesh, arrays: Mapping[str, np.ndarray]) -> dict[str, jax.Array]:
+    """Puts the rows that this process loaded where they belong in the global batch."""
+    make: Any = jax.make_array_from_process_local_data
+    return {name: make(sharding(mesh, BATCH), array) for name, array in arrays.items()}
+
+
+def _fitted(mesh: Mesh, axes: Axes | None, shape: Sequence[int]) -> Axes:
+    """Returns the axes but for those that do not divide their dimension."""
+    pairs = zip(axes or (), shape, strict=False)
+    return tuple(axis if isinstance(axis, str) and size % mesh.shape[axis] == 0 else None for axis, size in pairs)

@@ -1,0 +1,1 @@
+"""Training: both stages, their steps, the run and its checkpoints."""

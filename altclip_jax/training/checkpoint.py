@@ -1,0 +1,178 @@
+"""A run's checkpoints: the train state and the configuration, by orbax, whole or not at all."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any, Self
+
+import jax
+import orbax.checkpoint as ocp
+from orbax.checkpoint import checkpoint_managers as policies
+
+from altclip_jax.staging import refusals_explained
+from altclip_jax.training.config import CheckpointSettings, RunConfig
+from altclip_jax.training.state import TrainState
+from altclip_jax.weights.convert import Params
+
+
+class CheckpointStore:
+    """The checkpoints in a run's folder; a context manager that waits for what is being written."""
+
+    def __init__(self, folder: Path, settings: CheckpointSettings):
+        """Opens `folder`/checkpoints, making it if need be.
+
+        Raises:
+            OSError: the folder cannot be made or written to.
+        """
+        self._folder = (folder / "checkpoints").absolute()
+        with refusals_explained(self._folder):
+            self._folder.mkdir(parents=True, exist_ok=True)
+            probe = self._folder / ".writable"
+            probe.touch()
+            probe.unlink()
+        keep: list[Any] = [policies.LatestN(settings.keep_last)]
+        if settings.keep_best:
+            keep.append(
+                policies.BestN(
+                    get_metric_fn=lambda metrics: float(metrics[settings.metric]),
+                    # of two, the one that sorts last is kept
+                    reverse=settings.mode == "min",
+                    n=settings.keep_best,
+                    keep_checkpoints_without_metrics=False,
+                )
+            )
+        options = ocp.CheckpointManagerOptions(
+            preservation_policy=policies.AnyPreservationPolicy(keep), cleanup_tmp_directories=True
+        )
+        with self._explained("opened"):
+            self._manager = ocp.CheckpointManager(self._folder, options=options)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: object, error: object, trace: object) -> None:
+        if kind is None:
+            with self._explained("written"):
+                self._manager.close()
+        else:
+            with contextlib.suppress(Exception):  # what led here matters more
+                self._manager.close()
+
+    def steps(self) -> list[int]:
+        """Returns the steps of the whole checkpoints, in order."""
+        return sorted(self._manager.all_steps())
+
+    def latest(self) -> int | None:
+        """Returns the step of the last whole checkpoint."""
+        steps = self.steps()
+        return steps[-1] if steps else None
+
+    def save(self, step: int, state: TrainState, config: RunConfig, metrics: Mapping[str, float] | None = None) -> None:
+        """Copies the state and writes it in the background; a step that is there already is left as it is.
+
+        Raises:
+            OSError: this or the previous checkpoint could not be written; the last whole one is as it was.
+        """
+        if step in self._manager.all_steps():
+            return
+        items = ocp.args.Composite(state=ocp.args.StandardSave(state), config=ocp.args.JsonSave(config.to_dict()))
+        with self._explained("written"):
+            self._manager.save(step, args=items, metrics=dict(metrics) if metrics else None)
+
+    def wait(self) -> None:
+        """Returns when everything is on disk.
+
+        Raises:
+            OSError: it could not be written.
+        """
+        with self._explained("written"):
+            self._manager.wait_until_finished()
+
+    def check(self, step: int, config: RunConfig) -> None:
+        """Compares a configuration with the one that a checkpoint was made with.
+
+        Raises:
+            ValueError: they differ in what decides the numbers; every difference is shown.
+        """
+        found = self._manager.restore(step, args=ocp.args.Composite(config=ocp.args.JsonRestore()))["config"]
+        if differences := config.differences(found):
+            raise ValueError(
+                f"The run in {self._folder.parent} was started with other settings (its own -> yours):\n  - "
+                + "\n  - ".join(differences)
+                + "\nGo on with its own settings, or choose another folder for a new run."
+            )
+
+    def restore(self, step: int, abstract: TrainState) -> TrainState:
+        """Reads a state onto the devices that `abstract` names, whatever devices wrote it.
+
+        Args:
+            step: One of `steps()`.
+            abstract: Shapes, dtypes and shardings.
+
+        Raises:
+            ValueError: the checkpoint holds another tree or other shapes; every difference is shown.
+        """
+        self._check_shapes(step, abstract)
+        with self._explained("read"):
+            restored = self._manager.restore(step, args=ocp.args.Composite(state=ocp.args.StandardRestore(abstract)))
+        state: TrainState = restored["state"]
+        return state
+
+    def _check_shapes(self, step: int, abstract: TrainState) -> None:
+        metadata: Any = self._manager.item_metadata(step)
+        stored = getattr(metadata["state"], "tree", metadata["state"])
+        have, want = _shapes(stored), _shapes(abstract)
+        faults = [
+            f"{name}: {have.get(name, 'absent')} -> {want.get(name, 'absent')}"
+            for name in sorted({*have, *want})
+            if have.get(name) != want.get(name)
+        ]
+        if faults:
+            shown = faults[:20] + ([f"and {len(faults) - 20} more"] if len(faults) > 20 else [])
+            raise ValueError(
+                f"The checkpoint of step {step} in {self._folder} does not fit this run (there -> here):\n  - "
+                + "\n  - ".join(shown)
+            )
+
+    @contextlib.contextmanager
+    def _explained(self, what: str) -> Iterator[None]:
+        """Turns whatever orbax and its storage raise, which may be anything, into a sentence with the place."""
+        try:
+            yield
+        except Exception as error:
+            last = max((int(path.name) for path in self._folder.glob("[0-9]*") if path.name.isdecimal()), default=None)
+            kept = "there is none yet" if last is None else f"the last whole one is of step {last}"
+            reason = " ".join(str(error).split())[:300]
+            raise OSError(
+                f"A checkpoint in {self._folder} could not be {what} ({type(error).__name__}: {reason}); {kept}."
+            ) from error
+
+
+def save_tree(folder: Path, tree: Params) -> None:
+    """Writes a parameter tree by itself, whole or not at all; one that is there is replaced."""
+    with ocp.StandardCheckpointer() as checkpointer:
+        checkpointer.save(folder.absolute(), tree, force=True)
+
+
+def load_tree(folder: Path, abstract: Params) -> Params:
+    """Reads a tree that `save_tree` wrote onto the devices that `abstract` names."""
+    with ocp.StandardCheckpointer() as checkpointer:
+        tree: Params = checkpointer.restore(folder.absolute(), abstract)
+    return tree
+
+
+def _shapes(tree: Any) -> dict[str, str]:
+    leaves = jax.tree_util.tree_flatten_with_path(tree)[0]
+    return {
+        "/".join(str(getattr(entry, "key", getattr(entry, "name", getattr(entry, "idx", entry)))) for entry in path): (
+            f"{np_name(leaf.dtype)}{list(leaf.shape)}"
+        )
+        for path, leaf in leaves
+    }
+
+
+def np_name(dtype: Any) -> str:
+    """Returns the short name of a dtype."""
+    return str(getattr(dtype, "name", dtype))

@@ -1,0 +1,310 @@
+"""What a run is: a TOML file, checked whole before anything starts.
+
+The defaults of each stage are those of Chen et al. 2022 (arXiv 2211.06679), table 6; what it leaves open is decided here
+and said beside the field.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+import re
+import tomllib
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Annotated, Any, Literal, Self
+
+import pydantic
+from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
+
+Stage = Literal["teacher", "contrastive"]
+Share = Annotated[float, Field(ge=0, lt=1)]
+
+# Chen et al. 2022, table 6; what a stage's file does not say.
+_STAGE_DEFAULTS: dict[str, dict[str, Any]] = {
+    "teacher": {
+        "steps": 238_620,
+        "model": {"train": ["text_model"]},
+        "optimizer": {"learning_rate": 1e-4, "weight_decay": 0.1, "warmup_steps": 500, "clip_norm": 1.0},
+    },
+    "contrastive": {
+        "steps": 2_000,
+        "model": {"train": ["text_model", "text_projection", "logit_scale"]},
+        "optimizer": {"learning_rate": 2e-6, "weight_decay": 0.05, "warmup_steps": 2_000, "clip_norm": 5.0},
+    },
+}
+# What may change between the halves of an interrupted run: nothing that decides the numbers.
+_FREE_TO_CHANGE = ("folder", "data.threads", "data.prefetch", "checkpoints", "logging", "mesh", "evaluation")
+
+
+class _Settings(pydantic.BaseModel):
+    model_config = pydantic.ConfigDict(extra="forbid", frozen=True, protected_namespaces=())
+
+
+class ModelSettings(_Settings):
+    """The model that is trained."""
+
+    source: str  # folder or hub id: an AltCLIP, or for training from scratch a CLIP
+    train: tuple[str, ...]  # parts of the model that train; the others are locked and cost nothing
+    frozen: tuple[str, ...] = ()  # regular expressions for whole paths within those parts that do not train
+    dtype: Literal["float32", "bfloat16", "float16"] = "float32"  # of computation; master parameters are float32
+    remat: Literal["none", "full", "dots"] = "none"  # what each layer computes again in the backward pass
+    attention: Literal["plain", "xla", "cudnn"] = "plain"
+
+
+class TeacherSettings(_Settings):
+    """Whose sentence embeddings the student learns."""
+
+    source: str  # folder or hub id of a CLIP
+    # "pooled": the state before CLIP's text projection, which the student then inherits unchanged, so that stage 1
+    # fits all of the teacher's width; "projected": after it, in the space where pictures are compared
+    target: Literal["pooled", "projected"] = "pooled"
+    store: bool = True  # compute its embeddings once, before the first step
+    max_length: PositiveInt = 77
+
+
+class SourceSettings(_Settings):
+    """One file, or shards, of samples."""
+
+    path: str
+    weight: PositiveFloat = 1.0
+    format: str | None = None  # None: by its suffix
+    languages: tuple[str, ...] | None = None
+    image_key: str | None = None
+    caption_key: str | None = None
+
+
+class DataSettings(_Settings):
+    """What is learned from, and how it is read."""
+
+    train: tuple[SourceSettings, ...] = Field(min_length=1)
+    evaluate: tuple[SourceSettings, ...] = ()
+    max_length: PositiveInt = 77  # of a text, in tokens, to which all are padded
+    store_image_features: bool = True  # of a locked image tower without augmentation: compute them once
+    augmentation: dict[str, Any] = Field(default_factory=dict)
+    threads: PositiveInt = 4
+    prefetch: PositiveInt = 2  # batches made ahead
+    max_bad_share: Share = 0.01
+
+
+class LossSettings(_Settings):
+    """How the loss and its gradient are computed."""
+
+    form: Literal["plain", "chunked"] = "plain"
+    chunk_rows: PositiveInt = 1024
+    micro_batches: PositiveInt = 1  # gradient caching: the gradient of the whole batch in the memory of a part
+    accumulate: PositiveInt = 1  # mean of the gradients of parts, each with a loss of its own
+    max_log_scale: float = math.log(100)  # the temperature stops there, as in Radford et al. 2021
+
+
+class PathRule(_Settings):
+    """What holds for parameters whose whole path matches; the first rule that matches decides."""
+
+    match: str
+    factor: NonNegativeFloat = 1.0  # of the learning rate
+    decay: bool | None = None  # None: as without a rule
+
+    @pydantic.field_validator("match")
+    @classmethod
+    def _compiles(cls, value: str) -> str:
+        try:
+            re.compile(value)
+        except re.error as error:
+            raise ValueError(f"{value!r} is not a regular expression: {error}") from None
+        return value
+
+
+class OptimizerSettings(_Settings):
+    """How parameters change."""
+
+    name: Literal["adamw", "adam", "sgd", "lion", "lamb", "adafactor", "muon"] = "adamw"
+    learning_rate: PositiveFloat
+    betas: tuple[Share, Share] = (0.99, 0.999)
+    eps: PositiveFloat = 1e-8
+    weight_decay: NonNegativeFloat  # of matrices and tables; not of biases, norms and the temperature
+    clip_norm: PositiveFloat | None  # of the whole gradient
+    warmup_steps: NonNegativeInt
+    schedule: Literal["constant", "cosine", "linear"] = "cosine"  # after warm-up
+    final_factor: NonNegativeFloat = 0.0  # of the learning rate, at the last step
+    rules: tuple[PathRule, ...] = ()
+    ema_decay: Share | None = None  # keep an exponential moving average of the parameters; it is what is exported
+
+
+class CheckpointSettings(_Settings):
+    """When a run is saved and what is kept."""
+
+    every: PositiveInt = 500
+    keep_last: PositiveInt = 2
+    keep_best: NonNegativeInt = 0
+    metric: str = "mean_recall"
+    mode: Literal["max", "min"] = "max"
+
+
+class LoggingSettings(_Settings):
+    """What a run tells."""
+
+    every: PositiveInt = 10
+    tensorboard: bool = False
+    profile_steps: tuple[NonNegativeInt, NonNegativeInt] | None = None  # first and last step of a profiler trace
+
+
+class EvaluationSettings(_Settings):
+    """When a run is measured on what it does not learn from."""
+
+    every: PositiveInt = 500
+    batch_size: PositiveInt = 256
+
+
+class MeshSettings(_Settings):
+    """How devices are arranged; `data` None takes all that the others leave."""
+
+    data: PositiveInt | None = None
+    fsdp: PositiveInt = 1
+    tensor: PositiveInt = 1
+
+
+class RunConfig(_Settings):
+    """A training run."""
+
+    stage: Stage
+    folder: str  # where the run is kept; made by it
+    steps: PositiveInt
+    batch_size: PositiveInt = 1024
+    seed: NonNegativeInt = 0
+    model: ModelSettings
+    teacher: TeacherSettings | None = None
+    data: DataSettings
+    loss: LossSettings = LossSettings()
+    optimizer: OptimizerSettings
+    checkpoints: CheckpointSettings = CheckpointSettings()
+    logging: LoggingSettings = LoggingSettings()
+    evaluation: EvaluationSettings = EvaluationSettings()
+    mesh: MeshSettings = MeshSettings()
+
+    @pydantic.model_validator(mode="after")
+    def _consistent(self) -> Self:
+        problems = []
+        if (self.stage == "teacher") != (self.teacher is not None):
+            problems.append("stage 'teacher' needs a [teacher], and only it")
+        for name in ("micro_batches", "accumulate"):
+            if self.batch_size % getattr(self.loss, name):
+                problems.append(f"loss.{name}={getattr(self.loss, name)} must divide batch_size={self.batch_size}")
+        if self.loss.micro_batches > 1 and self.loss.accumulate > 1:
+            problems.append("loss.micro_batches and loss.accumulate cut the batch in two ways: use one of them")
+        if self.optimizer.warmup_steps > self.steps:
+            problems.append(f"optimizer.warmup_steps={self.optimizer.warmup_steps} exceeds steps={self.steps}")
+        if problems:
+            raise ValueError("; ".join(problems))
+        return self
+
+    @classmethod
+    def read(cls, path: str | os.PathLike[str], overrides: Sequence[str] = ()) -> Self:
+        """Reads a TOML file; `overrides` such as "optimizer.learning_rate=1e-3" win over it.
+
+        Paths in the file are relative to it, but for the run's own `folder`, which like the paths of the overrides is
+        relative to where the command runs.
+
+        Raises:
+            FileNotFoundError: there is no such file.
+            ValueError: it is not TOML, or settings are unknown, missing or make no sense; all are named.
+        """
+        file = Path(path)
+        try:
+            values = tomllib.loads(file.read_text(encoding="utf-8"))
+        except FileNotFoundError:
+            raise FileNotFoundError(
+                f"There is no {file}: expected the TOML file of a run, such as those in recipes/."
+            ) from None
+        except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+            raise ValueError(f"{file} is not valid TOML ({error}).") from None
+        _anchor(values, file.parent)
+        for override in overrides:
+            _set(values, override)
+        return cls.from_values(values, str(file))
+
+    @classmethod
+    def from_values(cls, values: Mapping[str, Any], subject: str = "The configuration") -> Self:
+        """Checks values, with the defaults of their stage.
+
+        Raises:
+            ValueError: settings are unknown, missing or make no sense; all are named.
+        """
+        try:
+            return cls.model_validate(_with_defaults(values))
+        except pydantic.ValidationError as error:
+            faults = [
+                f"{_place(fault['loc'])}{fault['msg']} (got {_shown(fault['input'])})" for fault in error.errors()
+            ]
+            raise ValueError(f"{subject} is not the configuration of a run:\n  - " + "\n  - ".join(faults)) from None
+
+    def to_dict(self) -> dict[str, Any]:
+        """Returns plain values that `from_values` reads back equal."""
+        return self.model_dump(mode="json")
+
+    def differences(self, other: Mapping[str, Any]) -> list[str]:
+        """Returns "setting: theirs -> ours" for what decides the numbers of a run and is not the same in `other`."""
+        ours, theirs = _flat(self.to_dict()), _flat(other)
+        return [
+            f"{name}: {theirs.get(name, 'absent')!r} -> {ours.get(name, 'absent')!r}"
+            for name in sorted({*ours, *theirs})
+            if ours.get(name, "absent") != theirs.get(name, "absent")
+            and not any(name == free or name.startswith(f"{free}.") for free in _FREE_TO_CHANGE)
+        ]
+
+
+def _with_defaults(values: Mapping[str, Any]) -> dict[str, Any]:
+    merged = dict(values)
+    for name, default in _STAGE_DEFAULTS.get(str(values.get("stage")), {}).items():
+        if isinstance(default, Mapping):
+            given = merged.get(name, {})
+            merged[name] = {**default, **given} if isinstance(given, Mapping) else given
+        else:
+            merged.setdefault(name, default)
+    return merged
+
+
+def _anchor(values: dict[str, Any], folder: Path) -> None:
+    """Makes paths that exist beside the file independent of where the command runs."""
+    data = values.get("data")
+    sources = [
+        item for name in ("train", "evaluate") for item in (data.get(name) or [] if isinstance(data, dict) else [])
+    ]
+    for table, key in [
+        (values.get("model"), "source"),
+        (values.get("teacher"), "source"),
+        *((item, "path") for item in sources),
+    ]:
+        if isinstance(table, dict) and isinstance(table.get(key), str):
+            beside = folder / table[key]
+            is_path = key == "path" or beside.exists() or table[key].startswith((".", "/"))
+            table[key] = os.path.normpath(beside) if is_path else table[key]
+
+
+def _set(values: dict[str, Any], override: str) -> None:
+    name, equals, text = override.partition("=")
+    if not equals or not name:
+        raise ValueError(f"{override!r} is not of the form key=value, such as optimizer.learning_rate=1e-3.")
+    try:
+        value = tomllib.loads(f"value = {text}")["value"]
+    except tomllib.TOMLDecodeError:
+        value = text  # a string that needs no quotes, as on any command line
+    *parents, last = name.split(".")
+    node: Any = values
+    for parent in parents:
+        node = node[int(parent)] if isinstance(node, list) and parent.isdecimal() else node.setdefault(parent, {})
+    node[int(last) if isinstance(node, list) and last.isdecimal() else last] = value
+
+
+def _place(location: Sequence[Any]) -> str:
+    return ".".join(map(str, location)) + ": " if location else ""
+
+
+def _shown(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= 80 else text[:77] + "..."
+
+
+def _flat(values: Any, prefix: str = "") -> dict[str, Any]:
+    if isinstance(values, Mapping) and values:
+        return {name: leaf for key, value in values.items() for name, leaf in _flat(value, f"{prefix}{key}.").items()}
+    return {prefix.removesuffix("."): list(values) if isinstance(values, tuple) else values}

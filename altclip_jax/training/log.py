@@ -1,0 +1,126 @@
+"""What a run tells: lines for people, JSONL for programs, and TensorBoard where it is asked for."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Self
+
+from altclip_jax.json_file import write_bytes
+
+
+class RunLog:
+    """The metrics of a run, one JSON object a line, and a bar or lines on standard error.
+
+    A run that goes on from step n drops what was logged after it: each step stands there once.
+    """
+
+    def __init__(self, folder: Path, *, first_step: int, steps: int, tensorboard: bool = False, quiet: bool = False):
+        """Opens `folder`/metrics.jsonl to go on from `first_step` updates done."""
+        self._path = folder / "metrics.jsonl"
+        kept = _lines_until(self._path, first_step)
+        write_bytes(self._path, b"".join(kept))
+        self._file = self._path.open("a", encoding="utf-8")
+        self._steps, self._quiet = steps, quiet
+        self._board = _board(folder) if tensorboard else None
+        self._bar: Any = None
+        if not quiet and sys.stderr.isatty():
+            self._bar, self._task = _bar(steps, first_step)
+            self._bar.start()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._bar is not None:
+            self._bar.stop()
+        self._file.close()
+        if self._board is not None:
+            self._board.close()
+
+    def train(self, step: int, metrics: Mapping[str, float], left: float) -> None:
+        """Tells of the steps since the last call; `left` are the seconds the rest will take."""
+        self._write({"step": step, **metrics})
+        text = "  ".join(f"{name} {_number(metrics[name])}" for name in _SHOWN if name in metrics)
+        if self._bar is not None:
+            self._bar.update(self._task, completed=step, text=text)
+        else:
+            self.say(f"step {step}/{self._steps}  {text}  left {_clock(left)}")
+
+    def evaluation(self, step: int, metrics: Mapping[str, float]) -> None:
+        """Tells of an evaluation."""
+        self._write({"step": step, "evaluation": dict(metrics)})
+
+    def say(self, text: str) -> None:
+        """Prints a line for people."""
+        if self._quiet:
+            return
+        if self._bar is not None:
+            self._bar.console.print(text, highlight=False, markup=False)
+        else:
+            print(text, file=sys.stderr, flush=True)
+
+    def _write(self, entry: Mapping[str, Any]) -> None:
+        finite = {
+            name: None if isinstance(value, float) and not math.isfinite(value) else value
+            for name, value in entry.items()
+        }
+        self._file.write(json.dumps(finite, ensure_ascii=False) + "\n")
+        self._file.flush()
+        if self._board is not None:
+            values = entry.get("evaluation", entry)
+            prefix = "evaluation" if "evaluation" in entry else "train"
+            for name, value in values.items():
+                if name != "step":
+                    self._board.add_scalar(f"{prefix}/{name}", value, entry["step"])
+
+
+_SHOWN = ("loss", "learning_rate", "samples_per_second", "waiting")
+
+
+def _lines_until(path: Path, step: int) -> list[bytes]:
+    """Returns the whole lines of steps up to `step`; a line that a killed process left half written is none."""
+    kept = []
+    for line in path.read_bytes().splitlines(keepends=True) if path.exists() else []:
+        try:
+            entry = json.loads(line)
+        except ValueError:
+            continue
+        if isinstance(entry, dict) and entry.get("step", math.inf) <= step and line.endswith(b"\n"):
+            kept.append(line)
+    return kept
+
+
+def _board(folder: Path) -> Any:
+    try:
+        from tensorboardX import SummaryWriter
+    except ImportError:
+        raise ValueError(
+            "logging.tensorboard needs the extra of that name: pip install 'altclip-jax[tensorboard]'."
+        ) from None
+    return SummaryWriter(os.fspath(folder / "tensorboard"))
+
+
+def _bar(steps: int, done: int) -> tuple[Any, Any]:
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+    columns = (MofNCompleteColumn(), BarColumn(), TextColumn("{task.fields[text]}"), TimeRemainingColumn())
+    bar = Progress(*columns, console=Console(stderr=True))
+    return bar, bar.add_task("training", total=steps, completed=done, text="compiling")
+
+
+def _number(value: float) -> str:
+    return f"{value:.4g}"
+
+
+def _clock(seconds: float) -> str:
+    if not math.isfinite(seconds):
+        return "?"
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"

@@ -1,0 +1,145 @@
+"""What a stage learns: how a batch becomes features, and features a loss.
+
+The two halves are apart because gradient caching needs them so: features of parts of a batch, the loss of the whole.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from typing import Any, Literal, Protocol
+
+import jax
+import jax.numpy as jnp
+from jax import Array
+from jaxtyping import Float
+
+from altclip_jax.model.altclip import AltCLIPModel, normalize
+from altclip_jax.model.clip import CLIPModel, CLIPTextModel
+from altclip_jax.training.losses import ContrastiveForm, contrastive_loss, mean_squared_error
+from altclip_jax.weights.convert import Params
+
+Batch = dict[str, Array]
+Features = dict[str, Array]
+
+
+class Objective(Protocol):
+    """What a step needs to know of a stage."""
+
+    def encode(self, params: Params, helper: Params, batch: Batch, keys: Array | None) -> Features:
+        """Returns what the loss compares, one row per row of the batch; `keys` are those of dropout, one per row."""
+        ...
+
+    def loss(self, features: Features, log_scale: Array | None) -> tuple[Array, dict[str, Array]]:
+        """Returns the loss of a whole batch and what else is worth telling."""
+        ...
+
+
+@dataclasses.dataclass(frozen=True)
+class Contrastive:
+    """Texts and pictures of a pair together, all others apart.
+
+    Attributes:
+        model: AltCLIP, or CLIP for training from scratch.
+        form: Of the loss, see `contrastive_loss`.
+        chunk_rows: See there.
+    """
+
+    model: AltCLIPModel | CLIPModel
+    form: ContrastiveForm = "plain"
+    chunk_rows: int = 1024
+
+    def encode(self, params: Params, helper: Params, batch: Batch, keys: Array | None) -> Features:
+        """Returns unit embeddings; a batch with `image_features` brings the image tower's pooled states along."""
+        text = _apply(self.model, params, "get_text_features", keys, batch["input_ids"], batch["attention_mask"])
+        if "image_features" in batch:
+            image = _apply(self.model, params, _project_image, None, batch["image_features"])
+        else:
+            image = _apply(self.model, params, "get_image_features", keys, batch["pixel_values"])
+        return {"text": normalize(text), "image": normalize(image)}
+
+    def loss(self, features: Features, log_scale: Array | None) -> tuple[Array, dict[str, Array]]:
+        """Returns the symmetric loss over the whole batch."""
+        if log_scale is None:
+            raise ValueError("The contrastive loss needs the model's logit_scale.")
+        value = contrastive_loss(
+            features["text"], features["image"], log_scale, form=self.form, chunk_rows=self.chunk_rows
+        )
+        return value, {"scale": jnp.exp(log_scale.astype(jnp.float32))}
+
+
+@dataclasses.dataclass(frozen=True)
+class TeacherLearning:
+    """The student's embedding of one sentence towards the teacher's embedding of its translation.
+
+    Attributes:
+        model: The student.
+        teacher: The English text tower, or None where batches bring `teacher_features` along.
+        target: "pooled" or "projected", see `TeacherSettings`.
+    """
+
+    model: AltCLIPModel
+    teacher: CLIPTextModel | CLIPModel | None = None
+    target: Literal["pooled", "projected"] = "pooled"
+
+    def encode(self, params: Params, helper: Params, batch: Batch, keys: Array | None) -> Features:
+        """Returns the states of both; `helper` are the teacher's parameters, which nothing is learned for."""
+        method: Any = "get_text_features" if self.target == "projected" else _pooled_text
+        student = _apply(self.model, params, method, keys, batch["input_ids"], batch["attention_mask"])
+        teacher = batch.get("teacher_features")
+        if teacher is None:
+            teacher = self.teach(helper, batch["teacher_input_ids"], batch["teacher_attention_mask"])
+        return {"student": student.astype(jnp.float32), "teacher": jax.lax.stop_gradient(teacher)}
+
+    def teach(self, helper: Params, input_ids: Array, mask: Array) -> Float[Array, "batch width"]:
+        """Returns the teacher's states, float32."""
+        if self.teacher is None:
+            raise ValueError("This objective has no teacher and the batch brings no teacher_features.")
+        if self.target == "projected":
+            states = self.teacher.apply({"params": helper}, input_ids, mask, method="get_text_features")
+        else:
+            states = self.teacher.apply({"params": helper}, input_ids, mask).pooler_output
+        return jnp.asarray(states, jnp.float32)
+
+    def loss(self, features: Features, log_scale: Array | None) -> tuple[Array, dict[str, Array]]:
+        """Returns the mean squared error over batch and width."""
+        return mean_squared_error(features["student"], features["teacher"]), {}
+
+
+def dropout_rates(model: Any) -> list[float]:
+    """Returns the rates with which a model drops something in training."""
+    return [
+        rate
+        for config in (model.config.text_config, model.config.vision_config)
+        for name in ("hidden_dropout_prob", "attention_probs_dropout_prob", "attention_dropout")
+        if (rate := getattr(config, name, 0.0)) > 0 and math.isfinite(rate)
+    ]
+
+
+def pooled_image(model: Any, pixel_values: Array) -> Float[Array, "images hidden"]:
+    """Returns the image tower's pooled states, before the projection: a method for `model.apply`."""
+    return jnp.asarray(model.vision_model(pixel_values).pooler_output, jnp.float32)
+
+
+def _project_image(model: Any, pooled: Array, **_: Any) -> Array:
+    features: Array = model.visual_projection(pooled)
+    return features
+
+
+def _pooled_text(model: Any, input_ids: Array, mask: Array, deterministic: bool = True) -> Array:
+    states: Array = model.text_model(input_ids, attention_mask=mask, deterministic=deterministic).pooler_output
+    return states
+
+
+def _apply(model: Any, params: Params, method: Any, keys: Array | None, *inputs: Array) -> Array:
+    """Runs a method on a batch; with keys row by row under vmap, so that a row's dropout depends on its key alone."""
+    if keys is None:
+        whole: Array = model.apply({"params": params}, *inputs, method=method)
+        return whole
+
+    def one(key: Array, *row: Array) -> Array:
+        alone = [values[None] for values in row]
+        out: Array = model.apply({"params": params}, *alone, method=method, deterministic=False, rngs={"dropout": key})
+        return out[0]
+
+    return jax.vmap(one)(keys, *inputs)

@@ -1,0 +1,152 @@
+"""One step of training and of evaluation, as pure functions of state and batch."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import math
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+from jax import Array, lax
+
+from altclip_jax.training.losses import gather, interleave
+from altclip_jax.training.objectives import Batch, Features, Objective
+from altclip_jax.training.partition import merge
+from altclip_jax.training.state import TrainState
+from altclip_jax.weights.convert import Params
+
+Metrics = dict[str, Array]
+TrainStep = Callable[[TrainState, Params, Params, Batch], tuple[TrainState, Metrics]]
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class StepSettings:
+    """How a step computes what it computes.
+
+    Attributes:
+        seed: Of dropout.
+        dropout: Whether the model drops anything.
+        micro_batches: Parts of a batch whose features are computed one after the other, twice, for the gradient of the
+            loss of the whole (gradient caching, Gao et al. 2021, arXiv 2101.06983).
+        accumulate: Parts of a batch with a loss of their own, whose gradients are averaged.
+        max_log_scale: Where the temperature stops.
+        ema_decay: Of the moving average, or None.
+    """
+
+    seed: int = 0
+    dropout: bool = False
+    micro_batches: int = 1
+    accumulate: int = 1
+    max_log_scale: float = math.log(100)
+    ema_decay: float | None = None
+
+
+def make_train_step(objective: Objective, optimizer: optax.GradientTransformation, settings: StepSettings) -> TrainStep:
+    """Returns step(state, locked, helper, batch) -> (state, metrics).
+
+    `locked` are the parameters that do not train and `helper` those of a teacher: arguments, so that they are neither
+    copied into the program nor into a checkpoint. An update that is not finite is not applied, nor is any after it:
+    the state says so in `healthy`, and the metrics in `finite`.
+    """
+
+    def step(state: TrainState, locked: Params, helper: Params, batch: Batch) -> tuple[TrainState, Metrics]:
+        keys = row_keys(settings, state.step, _rows(batch))
+        (loss, metrics), gradient = value_and_gradient(objective, settings, state.params, locked, helper, batch, keys)
+        norm = optax.tree.norm(gradient)
+        healthy = state.healthy & jnp.isfinite(loss) & jnp.isfinite(norm)
+        updates, opt_state = optimizer.update(gradient, state.opt_state, state.params)
+        params = _clamped(optax.apply_updates(state.params, updates), settings.max_log_scale)
+        average = state.average
+        if average is not None and settings.ema_decay is not None:
+            average = optax.incremental_update(params, average, 1 - settings.ema_decay)
+        new = TrainState(state.step + 1, params, opt_state, average, healthy)
+        kept = jax.tree.map(functools.partial(jnp.where, healthy), new, state).replace(healthy=healthy)
+        return kept, {**metrics, "loss": loss, "gradient_norm": norm, "finite": healthy}
+
+    return step
+
+
+def value_and_gradient(
+    objective: Objective,
+    settings: StepSettings,
+    params: Params,
+    locked: Params,
+    helper: Params,
+    batch: Batch,
+    keys: Array | None,
+) -> tuple[tuple[Array, Metrics], Params]:
+    """Returns ((loss, metrics), gradient of `params`) of a batch, in one of three ways that differ in memory alone."""
+
+    def encode(params: Params, part: Batch, keys: Array | None) -> Features:
+        return objective.encode(merge(params, locked), helper, part, keys)
+
+    def loss(params: Params, part: Batch, keys: Array | None) -> tuple[Array, Metrics]:
+        return objective.loss(encode(params, part, keys), _log_scale(params, locked))
+
+    if settings.micro_batches > 1:
+        return _cached(encode, objective, settings.micro_batches, params, locked, batch, keys)
+    if settings.accumulate > 1:
+        return _accumulated(loss, settings.accumulate, params, batch, keys)
+    return jax.value_and_grad(loss, has_aux=True)(params, batch, keys)
+
+
+def row_keys(settings: StepSettings, step: Array, rows: int) -> Array | None:
+    """Returns the dropout key of each row: a function of (seed, step, row) alone, or None without dropout."""
+    if not settings.dropout:
+        return None
+    key = jax.random.fold_in(jax.random.key(settings.seed), step)
+    return jax.vmap(functools.partial(jax.random.fold_in, key))(jnp.arange(rows))
+
+
+def _cached(
+    encode: Any, objective: Objective, parts: int, params: Params, locked: Params, batch: Batch, keys: Array | None
+) -> tuple[tuple[Array, Metrics], Params]:
+    dealt = jax.tree.map(lambda rows: interleave(rows, parts), (batch, keys))
+    features = jax.tree.map(gather, lax.map(lambda part: encode(params, *part), dealt))
+
+    def whole(features: Features, params: Params) -> tuple[Array, Metrics]:
+        return objective.loss(features, _log_scale(params, locked))
+
+    # the loss itself depends on the temperature, everything else goes through the features
+    (loss, metrics), (to_features, direct) = jax.value_and_grad(whole, argnums=(0, 1), has_aux=True)(features, params)
+
+    def add(gradient: Params, part: Any) -> tuple[Params, None]:
+        rows, to_rows = part
+        pulled = jax.vjp(lambda params: encode(params, *rows), params)[1](to_rows)[0]
+        return jax.tree.map(jnp.add, gradient, pulled), None
+
+    to_parts = jax.tree.map(lambda rows: interleave(rows, parts), to_features)
+    gradient, _ = lax.scan(add, direct, (dealt, to_parts))
+    return (loss, metrics), gradient
+
+
+def _accumulated(
+    loss: Any, parts: int, params: Params, batch: Batch, keys: Array | None
+) -> tuple[tuple[Array, Metrics], Params]:
+    def add(gradient: Params, part: Any) -> tuple[Params, tuple[Array, Metrics]]:
+        value, own = jax.value_and_grad(loss, has_aux=True)(params, *part)
+        return jax.tree.map(jnp.add, gradient, own), value
+
+    dealt = jax.tree.map(lambda rows: interleave(rows, parts), (batch, keys))
+    total, values = lax.scan(add, jax.tree.map(jnp.zeros_like, params), dealt)
+    mean: Any = jax.tree.map(lambda value: value.mean(axis=0), values)
+    return mean, jax.tree.map(lambda sum_: sum_ / parts, total)
+
+
+def _log_scale(params: Params, locked: Params) -> Array | None:
+    scale: Array | None = params.get("logit_scale", locked.get("logit_scale"))
+    return scale
+
+
+def _clamped(params: Params, limit: float) -> Params:
+    if "logit_scale" not in params:
+        return params
+    return {**params, "logit_scale": jnp.minimum(params["logit_scale"], limit)}
+
+
+def _rows(batch: Batch) -> int:
+    return int(batch["input_ids"].shape[0])

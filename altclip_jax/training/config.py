@@ -1,7 +1,7 @@
 """What a run is: a TOML file, checked whole before anything starts.
 
-The defaults of each stage are those of Chen et al. 2022 (arXiv 2211.06679), table 6; what it leaves open is decided here
-and said beside the field.
+The defaults of each stage are those of Chen et al. 2022 (arXiv 2211.06679), table 6; what it leaves open is decided
+here and said beside the field.
 """
 
 from __future__ import annotations

@@ -7,17 +7,20 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from typing import Any, Literal, Protocol
+from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 import jax
 import jax.numpy as jnp
 from jax import Array
 from jaxtyping import Float
 
-from altclip_jax.model.altclip import AltCLIPModel, normalize
-from altclip_jax.model.clip import CLIPModel, CLIPTextModel
+from altclip_jax.model.altclip import normalize
 from altclip_jax.training.losses import ContrastiveForm, contrastive_loss, mean_squared_error
 from altclip_jax.weights.convert import Params
+
+if TYPE_CHECKING:
+    from altclip_jax.model.altclip import AltCLIPModel
+    from altclip_jax.model.clip import CLIPModel, CLIPTextModel
 
 Batch = dict[str, Array]
 Features = dict[str, Array]

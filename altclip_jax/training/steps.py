@@ -35,6 +35,7 @@ class StepSettings:
         accumulate: Parts of a batch with a loss of their own, whose gradients are averaged.
         max_log_scale: Where the temperature stops.
         ema_decay: Of the moving average, or None.
+        gather: What is done to parameters before they are computed with, see `parallel.gathered`.
     """
 
     seed: int = 0
@@ -43,6 +44,7 @@ class StepSettings:
     accumulate: int = 1
     max_log_scale: float = math.log(100)
     ema_decay: float | None = None
+    gather: Callable[[Params], Params] = lambda params: params
 
 
 def make_train_step(objective: Objective, optimizer: optax.GradientTransformation, settings: StepSettings) -> TrainStep:
@@ -82,7 +84,7 @@ def value_and_gradient(
     """Returns ((loss, metrics), gradient of `params`) of a batch, in one of three ways that differ in memory alone."""
 
     def encode(params: Params, part: Batch, keys: Array | None) -> Features:
-        return objective.encode(merge(params, locked), helper, part, keys)
+        return objective.encode(settings.gather(merge(params, locked)), helper, part, keys)
 
     def loss(params: Params, part: Batch, keys: Array | None) -> tuple[Array, Metrics]:
         return objective.loss(encode(params, part, keys), _log_scale(params, locked))

@@ -1,0 +1,107 @@
+"""Many files, read in pieces by many threads; and patterns for the names of many files."""
+
+from __future__ import annotations
+
+import glob
+import itertools
+import os
+import re
+import threading
+from collections import OrderedDict
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+_BRACES = re.compile(r"\{(\d+)\.\.(\d+)\}|\{([^{}]*,[^{}]*)\}")
+
+
+class OpenFiles:
+    """Reads pieces of files, of which it keeps the last used open; may be pickled and shared between threads."""
+
+    def __init__(self, limit: int = 64):
+        """Keeps at most `limit` files open."""
+        self._limit = limit
+        self._handles: OrderedDict[Path, _Handle] = OrderedDict()
+        self._lock = threading.Lock()
+
+    def read(self, path: Path, offset: int, size: int) -> bytes:
+        """Returns the bytes from `offset` on: `size` of them, or fewer where the file ends.
+
+        Raises:
+            OSError: the file cannot be read.
+        """
+        with self._lock:
+            handle = self._handles.get(path)
+            if handle is None:
+                handle = self._handles[path] = _Handle(path)
+            self._handles.move_to_end(path)
+            while len(self._handles) > self._limit:
+                self._handles.popitem(last=False)  # it closes when the last thread that reads lets it go
+        return handle.read(offset, size)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {"_limit": self._limit}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__init__(state["_limit"])  # type: ignore[misc]
+
+
+class _Handle:
+    def __init__(self, path: Path):
+        self._descriptor: int | None = None
+        self._descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_BINARY", 0))
+        self._lock = threading.Lock()
+
+    def read(self, offset: int, size: int) -> bytes:
+        assert self._descriptor is not None
+        blocks = []
+        while size > 0:
+            if hasattr(os, "pread"):
+                block = os.pread(self._descriptor, size, offset)
+            else:  # Windows
+                with self._lock:
+                    os.lseek(self._descriptor, offset, os.SEEK_SET)
+                    block = os.read(self._descriptor, size)
+            if not block:
+                break
+            blocks.append(block)
+            offset, size = offset + len(block), size - len(block)
+        return b"".join(blocks)
+
+    def __del__(self) -> None:
+        if self._descriptor is not None:
+            os.close(self._descriptor)
+
+
+def expanded(pattern: str | os.PathLike[str]) -> list[Path]:
+    """Returns the files that a pattern names: {000..012}, {train,more}, and * ? [ ] as in a shell; sorted where found.
+
+    Raises:
+        FileNotFoundError: some of them do not exist; all are named.
+    """
+    if Path(pattern).is_file():
+        return [Path(pattern)]
+    paths, missing = [], []
+    for name in _without_braces(os.fspath(pattern)):
+        found = [Path(name)] if Path(name).is_file() else sorted(map(Path, glob.glob(name)))  # noqa: PTH207 - Path.glob takes no absolute pattern
+        paths += found
+        if not found:
+            missing.append(name)
+    if missing:
+        named = ", ".join(missing[:10]) + (f" and {len(missing) - 10} more" if len(missing) > 10 else "")
+        raise FileNotFoundError(f"There is no file {named}.")
+    return paths
+
+
+def _without_braces(pattern: str) -> Iterator[str]:
+    parts: list[list[str]] = []
+    end = 0
+    for match in _BRACES.finditer(pattern):
+        parts.append([pattern[end : match.start()]])
+        first, last, listed = match.groups()
+        if listed is not None:
+            parts.append(listed.split(","))
+        else:
+            parts.append([str(number).zfill(len(first)) for number in range(int(first), int(last) + 1)])
+        end = match.end()
+    return map("".join, itertools.product(*parts, [pattern[end:]]))

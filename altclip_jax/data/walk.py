@@ -1,0 +1,70 @@
+"""Everything once and in order, for evaluation and for features that are computed ahead."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import Any, TypeVar
+
+import numpy as np
+
+from altclip_jax.data.ahead import Ahead, in_batches
+from altclip_jax.data.bad_samples import BadSamples
+from altclip_jax.data.batches import Fault, HostBatch, Loaded, host_batch, keep_tokenizers_single
+from altclip_jax.data.samples import SampleError
+from altclip_jax.data.sources import Mixture
+
+Job = TypeVar("Job")
+
+
+def walk(
+    mixture: Mixture[Any],
+    jobs: Iterable[Job],
+    load: Callable[[Job], Sequence[Loaded]],
+    collate: Callable[[Sequence[Loaded]], dict[str, np.ndarray]],
+    example: Callable[[Job], int],
+    batch_size: int,
+    *,
+    threads: int,
+    bad_samples: BadSamples | None,
+) -> Iterator[HostBatch]:
+    """Yields batches of what `load` gives for each job, without bad samples; the last is smaller.
+
+    Args:
+        mixture: What is walked over; what was found damaged when it was opened is told, too.
+        jobs: In order.
+        load: May raise SampleError.
+        collate: Makes arrays of rows.
+        example: The id of a job's sample.
+        batch_size: Rows of a batch.
+        threads: How many load.
+        bad_samples: Is told the bad ones.
+
+    Raises:
+        TooManyBadSamples: `bad_samples` allows no more.
+    """
+    keep_tokenizers_single()
+    bad = BadSamples() if bad_samples is None else bad_samples
+    bad.record_faults(mixture.faults, len(mixture))
+    rows: list[Loaded] = []
+    step = 0
+
+    def attempt(job: Job) -> Sequence[Loaded] | Fault:
+        try:
+            return load(job)
+        except SampleError as error:
+            return Fault(example(job), error)
+
+    ahead = Ahead(in_batches(jobs, batch_size), attempt, list, threads=threads, ahead=2)
+    try:
+        for done, _ in ahead:
+            faults = [item for item in done if isinstance(item, Fault)]
+            good = [row for item in done if not isinstance(item, Fault) for row in item]
+            bad.record([row.example for row in good] + [fault.example for fault in faults], [f.error for f in faults])
+            rows += good
+            while len(rows) >= batch_size:
+                yield host_batch(step, rows[:batch_size], collate(rows[:batch_size]))
+                rows, step = rows[batch_size:], step + 1
+        if rows:
+            yield host_batch(step, rows, collate(rows))
+    finally:
+        ahead.close()

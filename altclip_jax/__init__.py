@@ -9,15 +9,31 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from altclip_jax.config import AltCLIPConfig, AltCLIPTextConfig, AltCLIPVisionConfig
+    from altclip_jax.config import (
+        AltCLIPConfig,
+        AltCLIPTextConfig,
+        AltCLIPVisionConfig,
+        CLIPConfig,
+        CLIPTextConfig,
+        CLIPVisionConfig,
+        XLMRobertaConfig,
+    )
     from altclip_jax.inference.pipeline import AltCLIP
     from altclip_jax.model.altclip import AltCLIPModel
-    from altclip_jax.model.outputs import AltCLIPOutput, AltCLIPTextOutput, AltCLIPVisionOutput
+    from altclip_jax.model.clip import CLIPModel, CLIPTextModel, CLIPTextModelWithProjection
+    from altclip_jax.model.outputs import (
+        AltCLIPOutput,
+        AltCLIPTextOutput,
+        AltCLIPVisionOutput,
+        CLIPOutput,
+        CLIPTextModelOutput,
+        CLIPTextOutput,
+    )
     from altclip_jax.model.text import AltCLIPTextModel
-    from altclip_jax.model.vision import AltCLIPVisionModel
+    from altclip_jax.model.vision import AltCLIPVisionModel, CLIPVisionModel
     from altclip_jax.processing.image import AltCLIPImageProcessor, ImageError
     from altclip_jax.processing.processor import AltCLIPProcessor
-    from altclip_jax.processing.tokenizer import AltCLIPTokenizer
+    from altclip_jax.processing.tokenizer import AltCLIPTokenizer, CLIPTokenizer, load_tokenizer
     from altclip_jax.weights.stored import CheckpointError
 
 __version__ = "0.1.0"
@@ -29,6 +45,10 @@ _HOMES = {
     "AltCLIPConfig": "config",
     "AltCLIPTextConfig": "config",
     "AltCLIPVisionConfig": "config",
+    "CLIPConfig": "config",
+    "CLIPTextConfig": "config",
+    "CLIPVisionConfig": "config",
+    "XLMRobertaConfig": "config",
     # the networks and what they return
     "AltCLIPModel": "model.altclip",
     "AltCLIPTextModel": "model.text",
@@ -36,10 +56,19 @@ _HOMES = {
     "AltCLIPOutput": "model.outputs",
     "AltCLIPTextOutput": "model.outputs",
     "AltCLIPVisionOutput": "model.outputs",
+    "CLIPModel": "model.clip",
+    "CLIPTextModel": "model.clip",
+    "CLIPTextModelWithProjection": "model.clip",
+    "CLIPVisionModel": "model.vision",
+    "CLIPOutput": "model.outputs",
+    "CLIPTextModelOutput": "model.outputs",
+    "CLIPTextOutput": "model.outputs",
     # strings and images in
     "AltCLIPProcessor": "processing.processor",
     "AltCLIPImageProcessor": "processing.image",
     "AltCLIPTokenizer": "processing.tokenizer",
+    "CLIPTokenizer": "processing.tokenizer",
+    "load_tokenizer": "processing.tokenizer",
     # what goes wrong with files
     "CheckpointError": "weights.stored",
     "ImageError": "processing.image",
@@ -59,9 +88,22 @@ __all__ = [
     "AltCLIPVisionConfig",
     "AltCLIPVisionModel",
     "AltCLIPVisionOutput",
+    "CLIPConfig",
+    "CLIPModel",
+    "CLIPOutput",
+    "CLIPTextConfig",
+    "CLIPTextModel",
+    "CLIPTextModelOutput",
+    "CLIPTextModelWithProjection",
+    "CLIPTextOutput",
+    "CLIPTokenizer",
+    "CLIPVisionConfig",
+    "CLIPVisionModel",
     "CheckpointError",
     "ImageError",
+    "XLMRobertaConfig",
     "__version__",
+    "load_tokenizer",
 ]
 
 

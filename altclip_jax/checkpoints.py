@@ -10,23 +10,29 @@ import numpy as np
 from jax.typing import DTypeLike
 
 from altclip_jax import hub
+from altclip_jax.config import is_flagai
 from altclip_jax.json_file import read_json_object, write_bytes
 from altclip_jax.model.altclip import AltCLIPModel
+from altclip_jax.model.clip import CLIPModel, CLIPTextModel
 from altclip_jax.model.pretrained import PretrainedModel
 from altclip_jax.model.text import AltCLIPTextModel
-from altclip_jax.model.vision import AltCLIPVisionModel
+from altclip_jax.model.vision import AltCLIPVisionModel, CLIPVisionModel
 from altclip_jax.processing.processor import IMAGE_FILES, TOKENIZER_FILES
 from altclip_jax.weights import pretrained
 from altclip_jax.weights.convert import Params, flatten, plan_reading
 from altclip_jax.weights.readers import CheckpointError, open_checkpoint
 
 Part = Literal["full", "text", "vision"]
+Family = Literal["altclip", "clip"]
 Form = Literal["safetensors", "orbax"]
 
-MODEL_CLASSES: dict[Part, type[PretrainedModel]] = {
-    "full": AltCLIPModel,
-    "text": AltCLIPTextModel,
-    "vision": AltCLIPVisionModel,
+MODEL_CLASSES: dict[tuple[Family, Part], type[PretrainedModel]] = {
+    ("altclip", "full"): AltCLIPModel,
+    ("altclip", "text"): AltCLIPTextModel,
+    ("altclip", "vision"): AltCLIPVisionModel,
+    ("clip", "full"): CLIPModel,
+    ("clip", "text"): CLIPTextModel,
+    ("clip", "vision"): CLIPVisionModel,
 }
 _PROCESSOR_FILES: dict[Part, tuple[str, ...]] = {
     "full": IMAGE_FILES + TOKENIZER_FILES,
@@ -54,14 +60,17 @@ class Description(NamedTuple):
     files: tuple[FileSummary, ...]
 
 
-def part_of(folder: Path) -> Part:
-    """Returns which model a folder's config.json describes."""
+def kind_of(folder: Path) -> tuple[Family, Part]:
+    """Returns which model a folder's config.json describes, as a key of `MODEL_CLASSES`."""
+    unknown: tuple[Family, Part] = ("altclip", "full")  # reading it as one gives the error that says what is wrong
     try:
         found = read_json_object(folder / "config.json")
     except (FileNotFoundError, ValueError):
-        return "full"  # reading it as a full model gives the error that says what is wrong with it
-    kinds: dict[str, Part] = {"altclip_text_model": "text", "altclip_vision_model": "vision"}
-    return kinds.get(str(found.get("model_type")), "full")
+        return unknown
+    if is_flagai(found):
+        return "altclip", "full"
+    kinds = {kind.config_class.model_type: key for key, kind in MODEL_CLASSES.items()}
+    return kinds.get(str(found.get("model_type")), unknown)
 
 
 def describe(source: str | os.PathLike[str], **where: Any) -> Description:
@@ -72,8 +81,8 @@ def describe(source: str | os.PathLike[str], **where: Any) -> Description:
         OSError: there is no such folder, file or repository.
     """
     folder = pretrained.fetch(source, **where)
-    part = part_of(folder)
-    model_class: Any = MODEL_CLASSES[part]
+    family, part = kind_of(folder)
+    model_class: Any = MODEL_CLASSES[family, part]
     model = model_class(model_class.config_class.from_json(folder))
     shapes = model.param_shapes()
     counts: dict[str, int] = {}
@@ -81,18 +90,16 @@ def describe(source: str | os.PathLike[str], **where: Any) -> Description:
         top = path.split("/")[0] if part == "full" else f"{part}_model"
         counts[top] = counts.get(top, 0) + int(np.prod(leaf.shape))
     counts["total"] = sum(counts.values())
-    return Description(
-        str(source), part, model.config.to_dict(), counts, _summaries(folder, shapes, model.params_prefix)
-    )
+    return Description(str(source), part, model.config.to_dict(), counts, _summaries(folder, shapes, model))
 
 
-def _summaries(folder: Path, shapes: Params, prefix: str) -> tuple[FileSummary, ...]:
+def _summaries(folder: Path, shapes: Params, model: PretrainedModel) -> tuple[FileSummary, ...]:
     orbax = folder / pretrained.ORBAX_FOLDER
     if orbax.is_dir():
         size = sum(file.stat().st_size for file in orbax.rglob("*") if file.is_file())
         return (FileSummary(orbax.name, size, len(flatten(shapes)), ()),)
     with open_checkpoint(folder) as checkpoint:
-        plan_reading(checkpoint.infos, shapes, prefix=prefix, subject=str(folder))
+        plan_reading(checkpoint.infos, shapes, table=model.rule_table, prefix=model.params_prefix, subject=str(folder))
         return tuple(
             FileSummary(
                 file.name,
@@ -132,12 +139,13 @@ def convert(
     folder, target = pretrained.fetch(source, **where), Path(target)
     if target.exists() and target.resolve() == folder.resolve():
         raise ValueError(f"{target} is the checkpoint itself: name another folder for the converted one.")
-    have = part_of(folder)
+    family, have = kind_of(folder)
     part = have if part is None else part
     if have not in ("full", part):
         raise ValueError(f"{source} holds the {have} tower alone, so no {part} model can be made of it.")
     stored = _shared_dtype(folder) if dtype is None else dtype
-    model, params = MODEL_CLASSES[part].from_pretrained(folder, dtype=stored)
+    model_class = MODEL_CLASSES[family, part]
+    model, params = model_class.from_pretrained(folder, dtype=stored)
     if form == "orbax":
         pretrained.save_orbax(model, target, params)
     else:
@@ -146,7 +154,7 @@ def convert(
     for name in _PROCESSOR_FILES[part]:
         if (processor / name).is_file():
             write_bytes(target / name, (processor / name).read_bytes())
-    _verify(MODEL_CLASSES[part], target, stored, params)
+    _verify(model_class, target, stored, params)
     return describe(target)
 
 

@@ -1,6 +1,7 @@
 """The command `altclip`: parse, call, print. Nothing heavy is imported before a command runs.
 
-Exit codes: 0 done, 1 an error that a sentence on standard error explains, 2 wrong usage, 130 interrupted.
+Exit codes: 0 done, 1 an error that a sentence on standard error explains, 2 wrong usage, 75 a training run that was asked
+to stop and has saved everything: the same command goes on, 130 interrupted.
 """
 
 from __future__ import annotations
@@ -9,6 +10,7 @@ import argparse
 import contextlib
 import json
 import os
+import shlex
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -34,7 +36,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Runs the command and returns its exit code."""
     options = _parser().parse_args(arguments)
     try:
-        options.run(options)
+        return options.run(options) or 0
     except BrokenPipeError:
         # the reader of our output, such as head, has had enough; keep the interpreter from complaining at its exit
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -45,6 +47,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print("altclip: interrupted", file=sys.stderr)
         return 130
     return 0
+
+
+_ASKED_TO_STOP = 75  # EX_TEMPFAIL of sysexits.h: try again
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -82,6 +87,29 @@ def _parser() -> argparse.ArgumentParser:
     convert.add_argument("--max-shard-bytes", type=int, default=5_000_000_000, metavar="N", help="default: %(default)s")
     _add_hub(convert)
 
+    start = _command(commands, "init", _init, "make a checkpoint to train from")
+    start.add_argument("target", help="the new folder")
+    start.add_argument("--text", metavar="SOURCE", help="XLM-RoBERTa: the text tower, and the tokenizer")
+    start.add_argument(
+        "--clip", metavar="SOURCE", help="CLIP: the image tower, projections, temperature, image processor"
+    )
+    start.add_argument("--config", metavar="FILE", help="config.json of the model, if not both of these decide it")
+    start.add_argument("--tokenizer", metavar="SOURCE", help="whose tokenizer; default: that of --text")
+    start.add_argument("--image-processor", metavar="SOURCE", help="whose image processor; default: that of --clip")
+    start.add_argument("--seed", type=int, default=0, metavar="N", help="of what is initialised; default: %(default)s")
+    start.add_argument("--local-files-only", action="store_true", help="never use the network")
+
+    train = _command(commands, "train", _train, "train a model, or go on where it was interrupted")
+    train.add_argument("config", help="the TOML file of a run, such as those in recipes/")
+    train.add_argument("settings", nargs="*", metavar="KEY=VALUE", help="what wins over the file")
+    train.add_argument("--dry-run", action="store_true", help="build everything, do one step, leave nothing behind")
+
+    export = _command(commands, "export", _export, "write a checkpoint of a training run as a model's folder")
+    export.add_argument("run_folder", metavar="RUN", help="the folder of the run")
+    export.add_argument("target", help="the new folder")
+    export.add_argument("--step", type=int, metavar="N", help="of which checkpoint; default: the last")
+    export.add_argument("--no-average", action="store_true", help="the parameters, not their moving average")
+
     info = _command(commands, "info", _info, "config, parameter counts and files, without loading the weights")
     info.add_argument("source", nargs="?", help="a folder or hub id; default: the embedded model")
     _add_hub(info)
@@ -89,7 +117,7 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _command(
-    commands: Any, name: str, run: Callable[[argparse.Namespace], None], help_text: str
+    commands: Any, name: str, run: Callable[[argparse.Namespace], int | None], help_text: str
 ) -> argparse.ArgumentParser:
     parser: argparse.ArgumentParser = commands.add_parser(
         name, help=help_text, description=help_text.capitalize() + "."
@@ -179,6 +207,62 @@ def _convert(options: argparse.Namespace) -> None:
     _print_description(description, options.json)
     if not options.json:
         print("verified: every value was read back as it was written")
+
+
+def _init(options: argparse.Namespace) -> None:
+    from altclip_jax import student
+
+    names = ("text", "clip", "config", "tokenizer", "image_processor", "seed", "local_files_only")
+    made = student.start(options.target, **{name: getattr(options, name) for name in names})
+    if options.json:
+        _print_json(made._asdict())
+        return
+    print(f"{made.target}: {made.model_type}, {made.parameters:,} parameters")
+    for source, count in made.taken.items():
+        print(f"  {count} tensors from {source}")
+    print(f"  {len(made.initialised)} tensors initialised with seed {options.seed}")
+    for path in made.initialised if made.taken else ():
+        print(f"    {path}")
+    print(f"  tokenizer: {made.tokenizer}")
+    print(f"  image processor: {made.image_processor}")
+
+
+def _train(options: argparse.Namespace) -> int:
+    from altclip_jax.training.config import RunConfig
+    from altclip_jax.training.loop import train
+
+    config = RunConfig.read(options.config, options.settings)
+    outcome = train(config, dry_run=options.dry_run)
+    if options.json:
+        exported = None if outcome.exported is None else str(outcome.exported)
+        _print_json({**outcome._asdict(), "exported": exported})
+    elif outcome.exported is not None:
+        speed = outcome.metrics
+        if "samples_per_second" in speed:  # not where every step was done before
+            print(
+                f"{speed['samples_per_second']:.1f} samples/s, {speed['waiting']:.0%} of the time waiting for input,"
+                f" {speed['share_of_peak']:.0%} of the measured peak of matrix products"
+            )
+        print(f"the model is in {outcome.exported}")
+    if outcome.stopped_by is None:
+        return 0
+    again = shlex.join(["altclip", "train", options.config, *options.settings])
+    print(
+        f"altclip: stopped by {outcome.stopped_by} after step {outcome.step} of {outcome.steps}, everything is saved;"
+        f" to go on:\n  {again}",
+        file=sys.stderr,
+    )
+    return _ASKED_TO_STOP
+
+
+def _export(options: argparse.Namespace) -> None:
+    from altclip_jax.training.folder import export
+
+    step = export(options.run_folder, options.target, step=options.step, average=not options.no_average)
+    if options.json:
+        _print_json({"target": options.target, "step": step})
+        return
+    print(f"{options.target}: the model after step {step} of {options.run_folder}")
 
 
 def _info(options: argparse.Namespace) -> None:

@@ -11,7 +11,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from altclip_jax.config import AltCLIPTextConfig, AltCLIPVisionConfig
+from altclip_jax.config import AltCLIPTextConfig, CLIPTextConfig, VisionConfig
 
 
 def static_flag(name: str, value: Any, default: bool) -> bool:
@@ -41,8 +41,8 @@ def check_text_inputs(
         raise ValueError(f"The text tower needs input_ids or inputs_embeds, exactly one of them; got {given}.")
     name, tokens = ("input_ids", input_ids) if inputs_embeds is None else ("inputs_embeds", inputs_embeds)
     shape = np.shape(tokens)
-    if inputs_embeds is None and (len(shape) != 2 or not _is_integer(tokens)):
-        raise ValueError(f"input_ids must be integers of shape (batch, sequence), got {_describe(tokens)}.")
+    if inputs_embeds is None:
+        _check_input_ids(tokens)
     if inputs_embeds is not None and (len(shape) != 3 or shape[2] != config.hidden_size):
         raise ValueError(f"inputs_embeds must have shape (batch, sequence, {config.hidden_size}), got {shape}.")
     _check_ids("input_ids", input_ids, config.vocab_size, "the vocabulary")
@@ -59,7 +59,22 @@ def check_text_inputs(
             raise ValueError(_too_long(name, longest, config))
 
 
-def check_pixel_values(config: AltCLIPVisionConfig, pixel_values: Any, interpolate_pos_encoding: bool) -> None:
+def check_causal_text_inputs(config: CLIPTextConfig, input_ids: Any, position_ids: Any = None) -> None:
+    """Raises ValueError for inputs that CLIP's text tower has no rows for, naming the argument and what it found."""
+    if input_ids is None:
+        raise ValueError("You have to specify input_ids: integers of shape (batch, sequence).")
+    _check_input_ids(input_ids)
+    _check_ids("input_ids", input_ids, config.vocab_size, "the vocabulary")
+    _check_ids("position_ids", position_ids, config.max_position_embeddings, "the position table")
+    length, limit = np.shape(input_ids)[1], config.max_position_embeddings
+    if not 0 < length <= limit:
+        raise ValueError(
+            f"input_ids are {length} tokens long and this tower takes 1 to {limit}: truncate, for example with"
+            f" processor(text=..., truncation=True, max_length={limit})."
+        )
+
+
+def check_pixel_values(config: VisionConfig, pixel_values: Any, interpolate_pos_encoding: bool) -> None:
     """Raises ValueError for pictures that the image tower cannot take, naming what it expected."""
     if pixel_values is None:
         raise ValueError("You have to specify pixel_values: an array of shape (batch, channels, height, width).")
@@ -82,6 +97,11 @@ def _is_known(value: Any) -> bool:
 
 def _is_integer(value: Any) -> bool:
     return np.issubdtype(getattr(value, "dtype", np.asarray(value).dtype if _is_known(value) else float), np.integer)
+
+
+def _check_input_ids(ids: Any) -> None:
+    if len(np.shape(ids)) != 2 or not _is_integer(ids):
+        raise ValueError(f"input_ids must be integers of shape (batch, sequence), got {_describe(ids)}.")
 
 
 def _describe(value: Any) -> str:

@@ -1,4 +1,4 @@
-"""What both towers are made of: attention, MLP, the two kinds of block, the activations.
+"""What the towers are made of: attention, MLP, masks, tables, the activations.
 
 Softmax, LayerNorm statistics and activations are computed in float32 whatever the compute dtype.
 """
@@ -6,7 +6,7 @@ Softmax, LayerNorm statistics and activations are computed in float32 whatever t
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, Literal, get_args
+from typing import Any, Literal, TypeVar, get_args
 
 import jax
 import jax.numpy as jnp
@@ -18,7 +18,9 @@ from jax.typing import DTypeLike
 from jaxtyping import Float, Int
 
 AttentionImplementation = Literal["plain", "xla", "cudnn"]
+Remat = bool | Literal["dots"]
 Initializer = Callable[..., Any]
+Block = TypeVar("Block", bound=nn.Module)
 _LOWEST = float(np.finfo(np.float32).min)
 
 
@@ -52,6 +54,42 @@ def attention_bias(mask: Array) -> Float[Array, "batch 1 query key"]:
     mask = mask[:, None, :] if mask.ndim == 2 else mask
     bias: Array = (1.0 - mask[:, None].astype(jnp.float32)) * _LOWEST
     return bias
+
+
+def causal_bias(length: int, mask: Array | None = None) -> Float[Array, "#batch 1 query key"]:
+    """What is added to the scores of a causal tower; `mask` (batch, key) hides padding too, where it is not 1.
+
+    Hidden for one reason a score gets the lowest float32, for two -inf, as in the reference: no row is -inf throughout,
+    since no position is in its own future.
+
+    Raises:
+        ValueError: the mask has another shape.
+    """
+    future = jnp.where(jnp.tril(jnp.ones((length, length), bool)), 0.0, _LOWEST)[None, None]
+    if mask is None:
+        return future
+    if mask.ndim != 2 or mask.shape[1] != length:
+        raise ValueError(f"attention_mask must have shape (batch, sequence) with {length} tokens, got {mask.shape}.")
+    return future + jnp.where(mask == 1, 0.0, _LOWEST)[:, None, None]
+
+
+def rematerialised(block: type[Block], remat: Remat, static_argnums: tuple[int, ...]) -> type[Block]:
+    """Returns a block class whose backward pass recomputes what `remat` says instead of storing it.
+
+    Args:
+        block: The class of a layer.
+        remat: False stores all, True recomputes all, "dots" stores the results of matrix products with parameters.
+        static_argnums: The arguments of the block's `__call__` that decide what is computed, `self` being 0.
+
+    Raises:
+        ValueError: `remat` is something else.
+    """
+    if remat is False:
+        return block
+    if remat is not True and remat != "dots":
+        raise ValueError(f"remat={remat!r} is not one of False, True and 'dots'.")
+    policy = jax.checkpoint_policies.dots_with_no_batch_dims_saveable if remat == "dots" else None
+    return nn.remat(block, policy=policy, static_argnums=static_argnums)
 
 
 class LayerNorm(nn.LayerNorm):

@@ -1,4 +1,4 @@
-"""The records that the models return: pytrees with the fields that users of AltCLIP know."""
+"""The records that the models return: pytrees with the fields that users of AltCLIP and CLIP know."""
 
 from __future__ import annotations
 
@@ -40,6 +40,26 @@ class AltCLIPVisionOutput(_Record):
 
 
 @struct.dataclass
+class CLIPTextOutput(_Record):
+    """What CLIP's text tower returns."""
+
+    last_hidden_state: Array  # (texts, sequence, hidden), after the final norm
+    pooler_output: Array  # (texts, hidden), of it the end-of-text token
+    hidden_states: tuple[Array, ...] | None = None  # layers + 1 of (texts, sequence, hidden), embeddings first
+    attentions: tuple[Array, ...] | None = None  # layers of (texts, heads, sequence, sequence)
+
+
+@struct.dataclass
+class CLIPTextModelOutput(_Record):
+    """What CLIP's text tower with its projection returns."""
+
+    text_embeds: Array  # (texts, projection), float32, not normalised
+    last_hidden_state: Array  # (texts, sequence, hidden), after the final norm
+    hidden_states: tuple[Array, ...] | None = None  # layers + 1 of (texts, sequence, hidden), embeddings first
+    attentions: tuple[Array, ...] | None = None  # layers of (texts, heads, sequence, sequence)
+
+
+@struct.dataclass
 class AltCLIPOutput(_Record):
     """What the model returns."""
 
@@ -49,4 +69,17 @@ class AltCLIPOutput(_Record):
     text_embeds: Array  # (texts, projection), unit norm, float32
     image_embeds: Array  # (images, projection), unit norm, float32
     text_model_output: AltCLIPTextOutput
+    vision_model_output: AltCLIPVisionOutput
+
+
+@struct.dataclass
+class CLIPOutput(_Record):
+    """What a CLIP returns."""
+
+    loss: Array | None  # (), mean of the two cross-entropies, when asked for
+    logits_per_image: Array  # (images, texts), float32
+    logits_per_text: Array  # (texts, images), float32
+    text_embeds: Array  # (texts, projection), unit norm, float32
+    image_embeds: Array  # (images, projection), unit norm, float32
+    text_model_output: CLIPTextOutput
     vision_model_output: AltCLIPVisionOutput

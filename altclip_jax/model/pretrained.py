@@ -1,4 +1,4 @@
-"""What the three model classes share: their parameters, from and to checkpoints."""
+"""What the model classes share: their parameters, from and to checkpoints."""
 
 from __future__ import annotations
 
@@ -12,30 +12,34 @@ from flax import linen as nn
 from jax import Array
 from jax.typing import DTypeLike
 
-from altclip_jax.model.layers import AttentionImplementation
+from altclip_jax.model.layers import AttentionImplementation, Remat
 from altclip_jax.weights import pretrained
 from altclip_jax.weights.convert import Params
+from altclip_jax.weights.families import ALTCLIP
+from altclip_jax.weights.rules import RuleTable
 
 
 class PretrainedModel(nn.Module):
-    """A model that knows its configuration class and which part of a full AltCLIP it is.
+    """A model that knows its configuration class, the names in its files, and which part of a full model it is.
 
     Attributes:
         config: What the model is.
         dtype: Compute dtype of the towers; projections, norms, logits and loss are float32.
         param_dtype: Dtype of freshly initialised parameters.
         attention_implementation: "plain", "xla" or "cudnn", see `Attention`.
-        remat: Recompute each layer in the backward pass instead of storing its activations.
+        remat: True recomputes each layer in the backward pass instead of storing its activations; "dots" stores the
+            results of its matrix products and recomputes the rest.
     """
 
     config_class: ClassVar[Any]
+    rule_table: ClassVar[RuleTable] = ALTCLIP
     params_prefix: ClassVar[str]
 
     config: Any
     dtype: DTypeLike = jnp.float32
     param_dtype: DTypeLike = jnp.float32
     attention_implementation: AttentionImplementation = "plain"
-    remat: bool = False
+    remat: Remat = False
 
     @classmethod
     def from_pretrained(
@@ -48,7 +52,7 @@ class PretrainedModel(nn.Module):
         local_files_only: bool = False,
         cache_dir: str | os.PathLike[str] | None = None,
         attention_implementation: AttentionImplementation = "plain",
-        remat: bool = False,
+        remat: Remat = False,
     ) -> tuple[Self, Params]:
         """Returns the model and its parameters, a plain nested dict of arrays.
 
@@ -64,7 +68,7 @@ class PretrainedModel(nn.Module):
             local_files_only: Use what has been downloaded before, never the network.
             cache_dir: Where downloads are kept, instead of the hub's usual place.
             attention_implementation: "plain", "xla" or "cudnn".
-            remat: Recompute each layer in the backward pass.
+            remat: False, True or "dots": what of each layer the backward pass recomputes.
 
         Raises:
             CheckpointError: the weights do not fit the configuration or a file is damaged; all faults are named.

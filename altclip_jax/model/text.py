@@ -23,6 +23,7 @@ from altclip_jax.model.layers import (
     LayerNorm,
     attention_bias,
     lookup,
+    rematerialised,
 )
 from altclip_jax.model.outputs import AltCLIPTextOutput
 from altclip_jax.model.pretrained import PretrainedModel, example_text
@@ -126,7 +127,7 @@ class AltCLIPTextModel(PretrainedModel):
         x = LayerNorm(epsilon=config.layer_norm_eps, name="embedding_norm", **types)(x)
         x = nn.Dropout(config.hidden_dropout_prob)(x, deterministic=deterministic)
 
-        block = nn.remat(PostNormBlock, static_argnums=(4, 5)) if self.remat else PostNormBlock
+        block = rematerialised(PostNormBlock, self.remat, static_argnums=(4, 5))
         heads = _per_layer(head_mask, config)
         hidden_states: list[Array] = [x]
         attentions: list[Any] = []

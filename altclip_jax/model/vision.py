@@ -12,64 +12,25 @@ import jax.numpy as jnp
 import numpy as np
 from flax import linen as nn
 from jax import Array
-from jax.typing import DTypeLike
 from jaxtyping import Float
 
-from altclip_jax.config import AltCLIPVisionConfig
+from altclip_jax.config import AltCLIPVisionConfig, CLIPVisionConfig, VisionConfig
 from altclip_jax.model.inputs import check_pixel_values, static_flag
-from altclip_jax.model.layers import MLP, Attention, AttentionImplementation, EmbeddingTable, LayerNorm
+from altclip_jax.model.layers import EmbeddingTable, LayerNorm
 from altclip_jax.model.outputs import AltCLIPVisionOutput
+from altclip_jax.model.pre_norm import pre_norm_layers
 from altclip_jax.model.pretrained import PretrainedModel, example_picture
-
-
-class PreNormBlock(nn.Module):
-    """One ViT layer: each half sees its input normalised and is added to it."""
-
-    config: AltCLIPVisionConfig
-    attention_implementation: AttentionImplementation
-    dtype: DTypeLike
-    param_dtype: DTypeLike
-
-    @nn.compact
-    def __call__(
-        self, x: Float[Array, "batch sequence embed"], output_attentions: bool, deterministic: bool
-    ) -> tuple[Array, Array | None]:
-        """Returns the new states, and the attention weights when asked for."""
-        config = self.config
-        types: dict[str, Any] = {"dtype": self.dtype, "param_dtype": self.param_dtype}
-        width, factor = config.hidden_size, config.initializer_factor
-        by_depth = (2 * config.num_hidden_layers) ** -0.5
-        normal = nn.initializers.normal
-        normed = LayerNorm(epsilon=config.layer_norm_eps, name="attention_norm", **types)(x)
-        attended, weights = Attention(
-            num_heads=config.num_attention_heads,
-            dropout_rate=config.attention_dropout,
-            implementation=self.attention_implementation,
-            query_key_value_init=normal(width**-0.5 * by_depth * factor),
-            out_init=normal(width**-0.5 * factor),
-            name="attention",
-            **types,
-        )(normed, None, None, output_attentions, deterministic)
-        x = x + attended
-        normed = LayerNorm(epsilon=config.layer_norm_eps, name="mlp_norm", **types)(x)
-        changed = MLP(
-            width=config.intermediate_size,
-            activation=config.hidden_act,
-            up_init=normal((2 * width) ** -0.5 * factor),
-            down_init=normal(width**-0.5 * by_depth * factor),
-            name="mlp",
-            **types,
-        )(normed)
-        return x + changed, weights
+from altclip_jax.weights.families import CLIP
+from altclip_jax.weights.rules import RuleTable
 
 
 class AltCLIPVisionModel(PretrainedModel):
     """The image tower. `model.apply({"params": params}, pixel_values)`."""
 
-    config_class: ClassVar[type[AltCLIPVisionConfig]] = AltCLIPVisionConfig
+    config_class: ClassVar[type[VisionConfig]] = AltCLIPVisionConfig
     params_prefix: ClassVar[str] = "vision_model/"
 
-    config: AltCLIPVisionConfig
+    config: VisionConfig
 
     @nn.nowrap
     def example_inputs(self) -> dict[str, Array]:
@@ -101,22 +62,15 @@ class AltCLIPVisionModel(PretrainedModel):
         check_pixel_values(config, pixel_values, interpolate_pos_encoding)
         x = self._embed(jnp.asarray(pixel_values), interpolate_pos_encoding)
         x = LayerNorm(epsilon=config.layer_norm_eps, name="pre_norm", **types)(x)
-
-        block = nn.remat(PreNormBlock, static_argnums=(2, 3)) if self.remat else PreNormBlock
-        hidden_states: list[Array] = [x]
-        attentions: list[Any] = []
-        for layer in range(config.num_hidden_layers):
-            x, weights = block(config, self.attention_implementation, name=f"layer_{layer}", **types)(
-                x, output_attentions, deterministic
-            )
-            hidden_states.append(x)
-            attentions.append(weights)
+        x, hidden_states, attentions = pre_norm_layers(
+            config, x, None, output_attentions, deterministic, self.attention_implementation, self.remat, types
+        )
         pooled = LayerNorm(epsilon=config.layer_norm_eps, name="post_norm", **types)(x[:, 0])
         return AltCLIPVisionOutput(
             last_hidden_state=x,
             pooler_output=pooled,
-            hidden_states=tuple(hidden_states) if output_hidden_states else None,
-            attentions=tuple(attentions) if output_attentions else None,
+            hidden_states=hidden_states if output_hidden_states else None,
+            attentions=attentions if output_attentions else None,
         )
 
     def _embed(self, pixel_values: Array, interpolate: bool) -> Float[Array, "batch sequence embed"]:
@@ -148,6 +102,13 @@ class AltCLIPVisionModel(PretrainedModel):
             square = pixel_values.shape[2] == pixel_values.shape[3]
             positions = _resample_positions(positions, config.grid_size, (rows, columns), square)
         return jnp.concatenate([first, patches], axis=1) + positions.astype(self.dtype)[None]
+
+
+class CLIPVisionModel(AltCLIPVisionModel):
+    """The same tower, from and to the checkpoints of CLIP."""
+
+    config_class: ClassVar[type[VisionConfig]] = CLIPVisionConfig
+    rule_table: ClassVar[RuleTable] = CLIP
 
 
 def _resample_positions(

@@ -47,6 +47,7 @@ class JsonVocabulary:
         tokenizer = Tokenizer.from_str(json.dumps(description) if has_charsmap(normalizer) else self._data.decode())
         if has_charsmap(normalizer):
             tokenizer.normalizer = build_normalizer(normalizer)
+        self._word_end = getattr(tokenizer.model, "end_of_word_suffix", None)  # of a byte-pair encoding such as CLIP's
         tokenizer.no_padding()
         tokenizer.no_truncation()
         known = {token.content for token in tokenizer.get_added_tokens_decoder().values()}
@@ -86,7 +87,8 @@ class JsonVocabulary:
 
     def decode(self, ids: Sequence[int], skip_special_tokens: bool) -> str:
         """Returns the text of ids that are all in the vocabulary."""
-        return str(self._plain.decode(list(ids), skip_special_tokens=skip_special_tokens))
+        text = str(self._plain.decode(list(ids), skip_special_tokens=skip_special_tokens))
+        return text.replace(self._word_end, " ").strip() if self._word_end else text
 
     def token(self, index: int) -> str | None:
         """Returns the token of an id."""

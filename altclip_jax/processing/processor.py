@@ -11,18 +11,21 @@ from collections.abc import Mapping, Sequence
 from typing import Any, Self
 
 from altclip_jax import hub
+from altclip_jax.processing.base_tokenizer import BaseTokenizer
 from altclip_jax.processing.image import AltCLIPImageProcessor
-from altclip_jax.processing.tokenizer import AltCLIPTokenizer
+from altclip_jax.processing.tokenizer import load_tokenizer
 
 IMAGE_FILES = ("preprocessor_config.json",)
 TOKENIZER_FILES = (
     "tokenizer.json",
     "sentencepiece.bpe.model",
+    "vocab.json",
+    "merges.txt",
     "tokenizer_config.json",
     "special_tokens_map.json",
     "added_tokens.json",
 )
-_TOKENIZER_ARGUMENTS = frozenset(inspect.signature(AltCLIPTokenizer.__call__).parameters) - {
+_TOKENIZER_ARGUMENTS = frozenset(inspect.signature(BaseTokenizer.__call__).parameters) - {
     "self",
     "text",
     "return_tensors",
@@ -30,18 +33,18 @@ _TOKENIZER_ARGUMENTS = frozenset(inspect.signature(AltCLIPTokenizer.__call__).pa
 
 
 class AltCLIPProcessor:
-    """Prepares texts and pictures for `AltCLIPModel`; numpy in and out, and no jax."""
+    """Prepares texts and pictures for `AltCLIPModel` and `CLIPModel`; numpy in and out, and no jax."""
 
     model_input_names = ("pixel_values", "input_ids", "attention_mask")
 
-    def __init__(self, image_processor: AltCLIPImageProcessor, tokenizer: AltCLIPTokenizer):
+    def __init__(self, image_processor: AltCLIPImageProcessor, tokenizer: BaseTokenizer):
         """Joins the two parts, both reachable under these names."""
-        for name, part, kind in (
-            ("image_processor", image_processor, AltCLIPImageProcessor),
-            ("tokenizer", tokenizer, AltCLIPTokenizer),
+        for name, part, kind, expected in (
+            ("image_processor", image_processor, AltCLIPImageProcessor, "an AltCLIPImageProcessor"),
+            ("tokenizer", tokenizer, BaseTokenizer, "an AltCLIPTokenizer or CLIPTokenizer"),
         ):
             if not isinstance(part, kind):
-                raise TypeError(f"{name} must be an {kind.__name__}, got {type(part).__name__}.")
+                raise TypeError(f"{name} must be {expected}, got {type(part).__name__}.")
         self.image_processor = image_processor
         self.tokenizer = tokenizer
 
@@ -59,7 +62,7 @@ class AltCLIPProcessor:
 
         Args:
             images: One picture or a list: PIL images, arrays, paths, bytes; see `AltCLIPImageProcessor`.
-            text: One string or a list; see `AltCLIPTokenizer` for its arguments.
+            text: One string or a list; see `BaseTokenizer` for its arguments.
             return_tensors: "np", "jax", or None for lists. Texts of unequal length without padding are lists of
                 numbers in any case, since they make no array.
             text_kwargs: Arguments of the tokenizer alone.
@@ -100,7 +103,7 @@ class AltCLIPProcessor:
         cache_dir: str | os.PathLike[str] | None = None,
         **overrides: Any,
     ) -> Self:
-        """Reads both parts from a folder or a hub repository.
+        """Reads both parts from a folder or a hub repository; the tokenizer is that of the folder's family.
 
         `overrides` replace what the files say: fields of the image processor such as size={"shortest_edge": 180}, or
         of the tokenizer such as model_max_length=77.
@@ -117,7 +120,7 @@ class AltCLIPProcessor:
         for_text = {name: value for name, value in overrides.items() if name not in fields}
         return cls(
             image_processor=AltCLIPImageProcessor.from_pretrained(folder, **for_images),
-            tokenizer=AltCLIPTokenizer.from_pretrained(folder, **for_text),
+            tokenizer=load_tokenizer(folder, **for_text),
         )
 
     def save_pretrained(self, folder: str | os.PathLike[str]) -> None:
@@ -126,9 +129,9 @@ class AltCLIPProcessor:
         self.tokenizer.save_pretrained(folder)
 
     def decode(self, *args: Any, **kwargs: Any) -> str:
-        """See `AltCLIPTokenizer.decode`."""
+        """See `BaseTokenizer.decode`."""
         return self.tokenizer.decode(*args, **kwargs)
 
     def batch_decode(self, *args: Any, **kwargs: Any) -> list[str]:
-        """See `AltCLIPTokenizer.batch_decode`."""
+        """See `BaseTokenizer.batch_decode`."""
         return self.tokenizer.batch_decode(*args, **kwargs)

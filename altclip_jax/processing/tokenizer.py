@@ -1,315 +1,121 @@
-"""Text to ids and mask: XLM-RoBERTa's tokenizer, with padding and truncation stated.
+"""Text to ids and mask: the tokenizers of the student, which is XLM-RoBERTa's, and of the teacher, which is CLIP's.
 
-Arguments and results are those of transformers' tokenizers. Its slow XLMRobertaTokenizer is the reference.
+Transformers' slow XLMRobertaTokenizer and CLIPTokenizer are the references.
 """
 
 from __future__ import annotations
 
-import dataclasses
 import json
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, ClassVar, Self
 
-import numpy as np
-
-from altclip_jax.json_file import write_bytes, write_json
+from altclip_jax.json_file import read_json_object
+from altclip_jax.processing.base_tokenizer import BaseTokenizer
+from altclip_jax.processing.clip_vocabulary import CLIPVocabulary
 from altclip_jax.processing.json_vocabulary import JsonVocabulary
-from altclip_jax.processing.lengths import Padding, cut, padded, padded_length, positive, truncation_strategy
-from altclip_jax.processing.texts import text_list, text_lists, without_spaces
-from altclip_jax.processing.tokenizer_settings import DEFAULT_ROLES, NO_LIMIT, OVERRIDES, TokenizerSettings
-from altclip_jax.processing.vocabulary import Vocabulary
+from altclip_jax.processing.tokenizer_family import CLIP, XLM_ROBERTA, TokenizerFamily
+from altclip_jax.processing.tokenizer_settings import CONFIG_FILE, OVERRIDES, TokenizerSettings
 from altclip_jax.processing.xlmr_vocabulary import XLMRVocabulary
 
-_MODEL, _JSON = "sentencepiece.bpe.model", "tokenizer.json"
-_ATTRIBUTES = (
-    "model_max_length",
-    "padding_side",
-    "truncation_side",
-    "split_special_tokens",
-    "clean_up_tokenization_spaces",
-)
-_XLMR_CLASSES = (None, "XLMRobertaTokenizer", "XLMRobertaTokenizerFast")
+_JSON = "tokenizer.json"
 
 
-class AltCLIPTokenizer:
-    """Turns texts into ids. Made by `from_pretrained`; may be pickled and shared between threads.
+class _FolderTokenizer(BaseTokenizer):
+    """A tokenizer that knows the files of its family."""
 
-    Beside the attributes below there are `bos_token_id`, `pad_token_id` and so on.
-    """
-
-    bos_token: str
-    eos_token: str
-    sep_token: str
-    cls_token: str
-    unk_token: str
-    pad_token: str
-    mask_token: str
-    model_max_length: int
-    padding_side: str
-    truncation_side: str
-    split_special_tokens: bool
-    clean_up_tokenization_spaces: bool
-
-    def __init__(
-        self, vocabulary: Vocabulary, settings: TokenizerSettings, *, files: Mapping[str, bytes] | None = None
-    ):
-        """Joins a vocabulary with its settings; `files` are those that `save_pretrained` writes again, by name."""
-        self._vocabulary, self._settings, self._files = vocabulary, settings, dict(files or {})
-        self.additional_special_tokens = list(settings.additional)
-        for name, value in [*settings.roles.items(), *((name, getattr(settings, name)) for name in _ATTRIBUTES)]:
-            setattr(self, name, value)
-
-    def __getattr__(self, name: str) -> Any:
-        role = name.removesuffix("_id")
-        if role in DEFAULT_ROLES and role != name:
-            return self._vocabulary.index(getattr(self, role))
-        raise AttributeError(f"AltCLIPTokenizer has no attribute {name!r}")
+    family: ClassVar[TokenizerFamily]
+    slow_vocabulary: ClassVar[type[XLMRVocabulary] | type[CLIPVocabulary]]
 
     @classmethod
     def from_pretrained(cls, folder: str | os.PathLike[str], *, use_fast: bool = False, **overrides: Any) -> Self:
         """Reads a tokenizer's folder.
 
-        Where sentencepiece.bpe.model stands beside tokenizer.json, the model is used: sentencepiece is the reference,
-        and the tokenizers library differs from it in places. The folders of other families than XLM-R arrange the ids
-        of such a model in other ways; of them only tokenizer.json is used.
+        Where the family's own vocabulary (sentencepiece.bpe.model, or vocab.json with merges.txt) stands beside
+        tokenizer.json, it is used: the slow tokenizers are the reference, and the tokenizers library differs from them
+        in places. The folders of other families may arrange the ids of such files in other ways; of them only
+        tokenizer.json is used.
 
         Args:
             folder: Holds one of the two, and tokenizer_config.json, special_tokens_map.json, added_tokens.json if any.
-            use_fast: Use tokenizer.json although the model is there.
+            use_fast: Use tokenizer.json although the other is there.
             **overrides: What replaces the files' model_max_length, padding_side, truncation_side,
                 split_special_tokens, clean_up_tokenization_spaces, bos_token, ..., additional_special_tokens.
 
         Raises:
-            FileNotFoundError: the folder has neither file, or not the one that is wanted.
+            FileNotFoundError: the folder has neither, or not the one that is wanted.
             ValueError: a file is damaged; the message names it.
             TypeError: an override that does not exist.
         """
-        folder = Path(folder)
+        folder, own = Path(folder), cls.family.slow_files
         if unknown := sorted(set(overrides) - set(OVERRIDES)):
             raise TypeError(
-                f"AltCLIPTokenizer has no setting {', '.join(unknown)}; it has {', '.join(OVERRIDES)}, use_fast."
+                f"{cls.__name__} has no setting {', '.join(unknown)}; it has {', '.join(OVERRIDES)}, use_fast."
             )
-        files = {name: (folder / name).read_bytes() for name in (_MODEL, _JSON) if (folder / name).is_file()}
-        if not files:
-            raise FileNotFoundError(f"{folder} has neither {_MODEL} nor {_JSON}: is this the folder of a tokenizer?")
-        json_tokens = (lambda: _added_tokens(folder / _JSON, files[_JSON])) if len(files) == 2 else tuple
-        settings = TokenizerSettings.read(folder, overrides, json_tokens)
-        if use_fast or settings.tokenizer_class not in _XLMR_CLASSES:
-            files.pop(_MODEL, None)
-            if not files:
+        files = {name: (folder / name).read_bytes() for name in (*own, _JSON) if (folder / name).is_file()}
+        slow = files.keys() >= set(own)
+        if not slow and _JSON not in files:
+            wanted = " with ".join(own)
+            raise FileNotFoundError(f"{folder} has neither {wanted} nor {_JSON}: is this the folder of a tokenizer?")
+        json_tokens = (lambda: _added_tokens(folder / _JSON, files[_JSON])) if slow and _JSON in files else tuple
+        settings = TokenizerSettings.read(folder, overrides, json_tokens, cls.family)
+        if use_fast or not cls.family.claims(settings.tokenizer_class):
+            slow = False
+            if _JSON not in files:
                 raise FileNotFoundError(
                     f"{folder} has no {_JSON}, which {'use_fast=True' if use_fast else settings.tokenizer_class}"
-                    f" needs; a {_MODEL} alone is read only for XLMRobertaTokenizer."
+                    f" needs; {' with '.join(own)} alone is read only for {cls.family.slow_class}."
                 )
-        name = next(iter(files))
-        kind = XLMRVocabulary if name == _MODEL else JsonVocabulary
-        vocabulary: Vocabulary = kind(str(folder / name), files[name], settings)
-        return cls(vocabulary, settings, files=files)
-
-    def save_pretrained(self, folder: str | os.PathLike[str]) -> None:
-        """Writes the vocabulary as it was read, and the settings, each file whole or not at all."""
-        for name, data in self._files.items():
-            write_bytes(Path(folder) / name, data)
-        now = {name: getattr(self, name) for name in _ATTRIBUTES}
-        settings = dataclasses.replace(
-            self._settings, roles={role: getattr(self, role) for role in DEFAULT_ROLES}, **now
-        )
-        for name, content in settings.files().items():
-            write_json(Path(folder) / name, content)
-
-    def __call__(
-        self,
-        text: str | Sequence[str],
-        text_pair: str | Sequence[str] | None = None,
-        *,
-        add_special_tokens: bool = True,
-        padding: Padding = False,
-        truncation: bool | str | None = None,
-        max_length: int | None = None,
-        pad_to_multiple_of: int | None = None,
-        padding_side: str | None = None,
-        return_tensors: str | None = None,
-        split_special_tokens: bool | None = None,
-    ) -> dict[str, Any]:
-        """Returns input_ids and attention_mask.
-
-        Args:
-            text: A string, or a list of them.
-            text_pair: Second strings, joined to the first ones.
-            add_special_tokens: Put <s> and </s> around them.
-            padding: True or "longest"; "max_length"; or lengths such as (16, 32, 64), of which the smallest that
-                holds the batch is taken, so that jit sees few shapes.
-            truncation: True or "longest_first", "only_first", "only_second": cut to `max_length`. False never cuts;
-                None cuts if `max_length` is given and `padding` is not, as in the reference.
-            max_length: Of the result, in tokens; default `model_max_length`.
-            pad_to_multiple_of: Pad on to a multiple of this.
-            padding_side: "right" or "left"; default is the attribute.
-            return_tensors: "np" (int64), "jax" (int32), or None for lists. Texts of unequal length without padding are
-                lists in any case.
-            split_special_tokens: Treat strings such as "</s>" within a text as plain text; default is the attribute.
-
-        Raises:
-            ValueError: a result is longer than `model_max_length`; an argument is out of range.
-            TypeError: something that is no text.
-        """
-        if return_tensors not in (None, "np", "jax"):
-            raise ValueError(
-                f"return_tensors={return_tensors!r} is not one of 'np', 'jax' and None: this library makes no tensors"
-                " of other frameworks; convert the numpy arrays, for example with torch.from_numpy."
-            )
-        side = self.padding_side if padding_side is None else padding_side
-        if side not in ("right", "left"):
-            raise ValueError(f"padding_side={side!r} is neither 'right' nor 'left'.")
-        max_length = positive("max_length", max_length)
-        multiple = positive("pad_to_multiple_of", pad_to_multiple_of)
-        strategy = truncation_strategy(truncation, max_length, padding)
-        limit = max_length or (self.model_max_length if self.model_max_length < NO_LIMIT // 10 else None)
-        firsts, seconds = text_lists(text, text_pair)
-        split = self.split_special_tokens if split_special_tokens is None else split_special_tokens
-        rows = self._rows(firsts, seconds, add_special_tokens, strategy, limit, split)
-        length = padded_length(
-            max(map(len, rows), default=0),
-            padding,
-            limit=limit,
-            multiple=multiple,
-            cut_to=limit if strategy else None,
-        )
-        masks = [[1] * len(row) for row in rows]
-        if length is not None:
-            rows = [padded(row, length, self.pad_token_id, side) for row in rows]
-            masks = [padded(mask, length, 0, side) for mask in masks]
-        single = isinstance(text, str) and return_tensors is None
-        batch: dict[str, Any] = {"input_ids": rows, "attention_mask": masks}
-        if single:
-            return {name: values[0] for name, values in batch.items()}
-        if return_tensors is None or len({len(row) for row in rows}) > 1:
-            return batch
-        return {name: _array(values, length, return_tensors) for name, values in batch.items()}
-
-    def _rows(
-        self,
-        firsts: list[str],
-        seconds: list[str] | None,
-        add_special_tokens: bool,
-        strategy: str | None,
-        limit: int | None,
-        split_special_tokens: bool,
-    ) -> list[list[int]]:
-        """Returns the ids of each text or pair, cut and with special tokens.
-
-        Raises:
-            ValueError: some are longer than the model takes; all are named.
-        """
-        first_ids = self._vocabulary.encode(firsts, split_special_tokens)
-        second_ids: Sequence[list[int] | None] = [None] * len(firsts)
-        if seconds is not None:
-            second_ids = self._vocabulary.encode(seconds, split_special_tokens)
-        around = len(self._joined([], None if seconds is None else [])) if add_special_tokens else 0
-        rows = []
-        for first, second in zip(first_ids, second_ids, strict=True):
-            if strategy and limit is not None:
-                first, second = cut(
-                    first,
-                    second,
-                    limit - around,
-                    strategy,
-                    side=self.truncation_side,
-                    spare_to_longer=self._vocabulary.spare_to_longer,
-                )
-            rows.append(self._joined(first, second) if add_special_tokens else [*first, *(second or ())])
-        longest = self.model_max_length
-        long = [f"text {place} is {len(row)} tokens long" for place, row in enumerate(rows) if len(row) > longest]
-        if long:
-            named = ", ".join(long[:10]) + (f", and {len(long) - 10} more are too long" if len(long) > 10 else "")
-            raise ValueError(
-                f"{named[0].upper()}{named[1:]} and this model takes {longest}: pass truncation=True"
-                f"{f' and a max_length of at most {longest}' if strategy else ' to cut'}, or split what is longer."
-            )
-        return rows
-
-    def _joined(self, first: list[int], second: list[int] | None) -> list[int]:
-        template = self._vocabulary.template
-        if second is None:
-            return [*template.prefix, *first, *template.suffix]
-        return [*template.prefix, *first, *template.middle, *second, *template.pair_suffix]
-
-    def tokenize(self, text: str, *, split_special_tokens: bool | None = None) -> list[str]:
-        """Returns the tokens of a text as strings, those without an entry in the vocabulary as they stand there."""
-        if not isinstance(text, str):
-            raise TypeError(f"text is a {type(text).__name__}: expected a string.")
-        split = self.split_special_tokens if split_special_tokens is None else split_special_tokens
-        return self._vocabulary.tokenize(text_list("text", text)[0], split)
-
-    def convert_ids_to_tokens(self, ids: Sequence[int]) -> list[str]:
-        """Returns the token of each id.
-
-        Raises:
-            ValueError: an id is outside the vocabulary.
-        """
-        tokens = [self._vocabulary.token(int(index)) for index in ids]
-        if None in tokens:
-            wrong = [int(index) for index, token in zip(ids, tokens, strict=True) if token is None]
-            raise ValueError(f"The ids {wrong} are outside the vocabulary of {len(self)} tokens.")
-        return [token for token in tokens if token is not None]
-
-    def convert_tokens_to_ids(self, tokens: str | Sequence[str]) -> int | list[int]:
-        """Returns the id of a token, or of each of a list; that of the unknown token for what is not there."""
-        if isinstance(tokens, str):
-            index = self._vocabulary.index(tokens)
-            return int(self.unk_token_id) if index is None else index
-        return [self.convert_tokens_to_ids(token) for token in tokens]  # type: ignore[misc]
-
-    def decode(
-        self, ids: Any, *, skip_special_tokens: bool = False, clean_up_tokenization_spaces: bool | None = None
-    ) -> str:
-        """Returns the text of a row of ids.
-
-        Raises:
-            ValueError: an id is outside the vocabulary.
-            TypeError: ids that are not whole numbers, or more than one row.
-        """
-        row = np.asarray(ids)
-        if row.ndim > 1 or (row.size and row.dtype.kind not in "iu"):
-            raise TypeError(f"ids must be one row of whole numbers, got {row.dtype} of shape {row.shape}.")
-        whole: list[int] = row.reshape(-1).astype(np.int64).tolist()
-        self.convert_ids_to_tokens(whole)
-        text = self._vocabulary.decode(whole, skip_special_tokens)
-        clean = clean_up_tokenization_spaces
-        return without_spaces(text) if (self.clean_up_tokenization_spaces if clean is None else clean) else text
-
-    def batch_decode(self, rows: Any, **options: Any) -> list[str]:
-        """Returns the text of each row of ids; see `decode`."""
-        return [self.decode(row, **options) for row in rows]
-
-    @property
-    def all_special_tokens(self) -> list[str]:
-        """The special tokens, each once."""
-        return list(dict.fromkeys([*(getattr(self, role) for role in DEFAULT_ROLES), *self.additional_special_tokens]))
-
-    @property
-    def all_special_ids(self) -> list[int]:
-        """The ids of `all_special_tokens`."""
-        ids: Any = self.convert_tokens_to_ids(self.all_special_tokens)
-        return list(ids)
-
-    @property
-    def vocab_size(self) -> int:
-        """The number of ids without added tokens; `len` counts them too."""
-        return self._vocabulary.size
-
-    def __len__(self) -> int:
-        return len(self._vocabulary)
+        if slow:
+            vocabulary = cls.slow_vocabulary(str(folder), {name: files[name] for name in own}, settings)
+            return cls(vocabulary, settings, files=files)
+        data = files[_JSON]
+        return cls(JsonVocabulary(str(folder / _JSON), data, settings), settings, files={_JSON: data})
 
 
-def _array(rows: list[list[int]], length: int | None, kind: str) -> Any:
-    array = np.asarray(rows, np.int64).reshape(len(rows), length or (len(rows[0]) if rows else 0))
-    if kind == "np":
-        return array
-    import jax.numpy as jnp
+class AltCLIPTokenizer(_FolderTokenizer):
+    """The student's: XLM-RoBERTa's sentencepiece vocabulary. Made by `from_pretrained`."""
 
-    return jnp.asarray(array.astype(np.int32))
+    family = XLM_ROBERTA
+    slow_vocabulary = XLMRVocabulary
+
+    sep_token: str
+    cls_token: str
+    mask_token: str
+
+
+class CLIPTokenizer(_FolderTokenizer):
+    """The teacher's: CLIP's byte-pair encoding in lower case, of at most 77 tokens. Made by `from_pretrained`.
+
+    The padding token is <|endoftext|> unless the files name another, such as "!". What a tokenizer.json gives differs
+    from the reference: see `CLIPVocabulary`.
+    """
+
+    family = CLIP
+    slow_vocabulary = CLIPVocabulary
+
+
+def load_tokenizer(folder: str | os.PathLike[str], **overrides: Any) -> AltCLIPTokenizer | CLIPTokenizer:
+    """Reads the tokenizer of a folder, whichever family's it is; see `AltCLIPTokenizer.from_pretrained`.
+
+    The tokenizer_class in tokenizer_config.json decides. Where there is none, CLIP's has the files or, in its
+    tokenizer.json, the token <|startoftext|>.
+    """
+    folder = Path(folder)
+    config = read_json_object(folder / CONFIG_FILE) if (folder / CONFIG_FILE).is_file() else {}
+    named = config.get("tokenizer_class")
+    if CLIP.claims(named) if named is not None else _looks_like_clip(folder):
+        return CLIPTokenizer.from_pretrained(folder, **overrides)
+    return AltCLIPTokenizer.from_pretrained(folder, **overrides)
+
+
+def _looks_like_clip(folder: Path) -> bool:
+    if any((folder / name).is_file() for name in XLM_ROBERTA.slow_files):
+        return False
+    if all((folder / name).is_file() for name in CLIP.slow_files):
+        return True
+    return (folder / _JSON).is_file() and f'"{CLIP.roles["bos_token"]}"'.encode() in (folder / _JSON).read_bytes()
 
 
 def _added_tokens(path: Path, data: bytes) -> list[Mapping[str, Any]]:

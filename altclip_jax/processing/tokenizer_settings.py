@@ -11,18 +11,9 @@ from pathlib import Path
 from typing import Any, Self
 
 from altclip_jax.json_file import read_json_object
+from altclip_jax.processing.tokenizer_family import NO_LIMIT, ROLE_NAMES, XLM_ROBERTA, TokenizerFamily
 
 CONFIG_FILE, MAP_FILE, ADDED_FILE = "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json"
-NO_LIMIT = int(1e30)  # as the reference writes it
-DEFAULT_ROLES = {
-    "bos_token": "<s>",
-    "eos_token": "</s>",
-    "unk_token": "<unk>",
-    "sep_token": "</s>",
-    "pad_token": "<pad>",
-    "cls_token": "<s>",
-    "mask_token": "<mask>",
-}
 
 
 @dataclass(frozen=True)
@@ -44,7 +35,8 @@ class TokenizerSettings:
     """The settings of a tokenizer.
 
     Attributes:
-        roles: The token of each of `DEFAULT_ROLES`.
+        family: Whose tokenizer it is.
+        roles: The token of each role that it has.
         additional: Further special tokens.
         tokens: Everything that is one token wherever it stands: added tokens, roles and additional ones.
         model_max_length: In tokens, with the special ones.
@@ -53,7 +45,8 @@ class TokenizerSettings:
         added_file: added_tokens.json as it was; empty if there was none.
     """
 
-    roles: Mapping[str, str] = field(default_factory=lambda: dict(DEFAULT_ROLES))
+    family: TokenizerFamily = XLM_ROBERTA
+    roles: Mapping[str, str] = field(default_factory=lambda: dict(XLM_ROBERTA.roles))
     additional: Sequence[str] = ()
     tokens: Sequence[SpecialToken] = ()
     model_max_length: int = NO_LIMIT
@@ -72,8 +65,9 @@ class TokenizerSettings:
         folder: Path,
         overrides: Mapping[str, Any],
         json_tokens: Callable[[], Sequence[Mapping[str, Any]]] = tuple,
+        family: TokenizerFamily = XLM_ROBERTA,
     ) -> Self:
-        """Reads the files of a folder, none of which need exist; `overrides` win over them.
+        """Reads the files of a folder, none of which need exist; `overrides` win over them, `family` yields to them.
 
         If tokenizer_config.json lists the added tokens, it alone is read, as in the reference. Otherwise (before
         transformers 4.34) special_tokens_map.json wins over it, and added_tokens.json and the added tokens of a
@@ -97,12 +91,12 @@ class TokenizerSettings:
                 *_added(added_file, folder / ADDED_FILE),
                 *_parsed_list(json_tokens(), str(folder / "tokenizer.json")),
             ]
-        given |= _parsed(overrides, "The overrides")
-        roles = {
-            name: given.pop(name, SpecialToken(default, declared=False)) for name, default in DEFAULT_ROLES.items()
-        }
+        given = {"model_max_length": family.max_length, **given, **_parsed(overrides, "The overrides")}
+        assumed = {name: SpecialToken(content, declared=False) for name, content in family.roles.items()}
+        roles = {name: given.pop(name, assumed.get(name)) for name in ROLE_NAMES if name in given or name in assumed}
         additional = [*given.pop("additional_special_tokens", []), *given.pop("extra_special_tokens", [])]
         return cls(
+            family=family,
             roles={name: token.content for name, token in roles.items()},
             additional=[token.content for token in additional],
             tokens=_merged(added, roles, additional),
@@ -123,7 +117,7 @@ class TokenizerSettings:
             name: self.written[name] if _content(self.written.get(name)) == content else content
             for name, content in self.roles.items()
         }
-        config: dict[str, Any] = {"tokenizer_class": "XLMRobertaTokenizer", **self.config, **tokens}
+        config: dict[str, Any] = {"tokenizer_class": self.family.slow_class, **self.config, **tokens}
         for name in ("model_max_length", "padding_side", "truncation_side", "split_special_tokens"):
             config[name] = getattr(self, name)
         config["clean_up_tokenization_spaces"] = self.clean_up_tokenization_spaces
@@ -258,9 +252,9 @@ def _object(token: SpecialToken) -> dict[str, Any]:
 
 _FLAGS = ("lstrip", "rstrip", "single_word", "normalized", "special")
 _TOKEN_EXPECTED = "a string, or an object whose content is one"
-_TOKEN_NAMES = (*DEFAULT_ROLES, "additional_special_tokens")
+_TOKEN_NAMES = (*ROLE_NAMES, "additional_special_tokens")
 _CHECKS: dict[str, tuple[Callable[[Any], Any], str]] = {
-    **dict.fromkeys(DEFAULT_ROLES, (_token, _TOKEN_EXPECTED)),
+    **dict.fromkeys(ROLE_NAMES, (_token, _TOKEN_EXPECTED)),
     "additional_special_tokens": (_tokens, f"a list, each of it {_TOKEN_EXPECTED}"),
     "extra_special_tokens": (_tokens, f"an object or list, each of it {_TOKEN_EXPECTED}"),
     "added_tokens_decoder": (_decoder, "an object from ids to objects with a content"),

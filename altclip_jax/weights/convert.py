@@ -1,7 +1,7 @@
-"""A PyTorch state dict to the parameter tree and back, by the table of `rules`.
+"""A PyTorch state dict to the parameter tree and back, by the table of its family.
 
-`expected` is the tree a model needs, as shapes and dtypes; `prefix` says which part of a full model it is:
-"" for the whole, "text_model/" or "vision_model/" for a tower.
+`expected` is the tree a model needs, as shapes and dtypes; `prefix` says where in a full model it is: "" if it has
+that one's paths, "text_model/" or "vision_model/" for a tower.
 """
 
 from __future__ import annotations
@@ -51,6 +51,7 @@ def params_from_tensors(
     read: Callable[[str], NDArray[Any]],
     expected: Mapping[str, Any],
     *,
+    table: rules.RuleTable,
     prefix: str = "",
     dtype: DTypeLike = jnp.float32,
     subject: str = "checkpoint",
@@ -60,15 +61,16 @@ def params_from_tensors(
     Args:
         infos: What the file holds, by its own names.
         read: Gives a tensor's data by that name.
-        expected: The tree of the model: leaves with a shape.
-        prefix: Which part of a full model `expected` is.
+        expected: The tree of the model: leaves with a shape. Tensors of a full model's other parts are left alone.
+        table: The names of the file's family.
+        prefix: Where in a full model `expected` is.
         dtype: Dtype of the parameters.
         subject: What the error message calls the file.
 
     Raises:
         CheckpointError: tensors are missing, unexpected, of a wrong shape or dtype, or given twice; all are named.
     """
-    plan = plan_reading(infos, expected, prefix=prefix, subject=subject)
+    plan = plan_reading(infos, expected, table=table, prefix=prefix, subject=subject)
     target = np.dtype(dtype)
     # jax.device_put adopts an aligned host array on CPU, so that each tensor is held once
     return unflatten(
@@ -77,7 +79,12 @@ def params_from_tensors(
 
 
 def plan_reading(
-    infos: Mapping[str, TensorInfo], expected: Mapping[str, Any], *, prefix: str = "", subject: str = "checkpoint"
+    infos: Mapping[str, TensorInfo],
+    expected: Mapping[str, Any],
+    *,
+    table: rules.RuleTable,
+    prefix: str = "",
+    subject: str = "checkpoint",
 ) -> list[tuple[str, str, rules.Transform]]:
     """Returns (path, name in the file, transform) for each parameter, in the order of the tree.
 
@@ -85,14 +92,15 @@ def plan_reading(
         CheckpointError: see `params_from_tensors`.
     """
     wanted = flatten(expected)
+    parts = {_part(prefix + path) for path in wanted}
     found: dict[str, tuple[str, rules.Transform]] = {}
     faults: list[str] = []
     for name, info in infos.items():
-        canonical = rules.canonical_name(name)
-        if rules.is_ignored(canonical):
+        canonical = table.canonical_name(name)
+        if table.is_ignored(canonical):
             continue
-        rule = rules.path_of(canonical)
-        if rule is not None and not rule[0].startswith(prefix):
+        rule = table.path_of(canonical)
+        if rule is not None and _part(rule[0]) not in parts:
             continue  # another part of the full model
         path = "" if rule is None else rule[0].removeprefix(prefix)
         if rule is None or path not in wanted:
@@ -103,14 +111,19 @@ def plan_reading(
             found[path] = (name, rule[1])
             faults += _misfits(info, rules.torch_shape(tuple(wanted[path].shape), rule[1]))
     missing = [path for path in wanted if path not in found]
-    faults += [f"missing: {_name_of(prefix + path)} {_shape_of(wanted[path], prefix + path)}" for path in missing]
+    faults += [f"missing: {_in_file(prefix + path, wanted[path], table)}" for path in missing]
     if faults:
         raise CheckpointError(f"{subject} does not fit the configuration", faults)
     return [(path, *found[path]) for path in wanted]
 
 
 def tensor_sources(
-    params: Mapping[str, Any], expected: Mapping[str, Any], *, prefix: str = "", dtype: DTypeLike | None = None
+    params: Mapping[str, Any],
+    expected: Mapping[str, Any],
+    *,
+    table: rules.RuleTable,
+    prefix: str = "",
+    dtype: DTypeLike | None = None,
 ) -> list[TensorSource]:
     """Returns the tensors of a state dict, each made when it is asked for; a tower's have the names it has alone.
 
@@ -118,22 +131,23 @@ def tensor_sources(
         ValueError: the tree is not the one the model needs; all differences are named.
     """
     check_params(params, expected)
-    return list(_sources(flatten(params), prefix, dtype))
+    return list(_sources(flatten(params), table, prefix, dtype))
 
 
-def _sources(flat: Mapping[str, Any], prefix: str, dtype: DTypeLike | None) -> Iterator[TensorSource]:
+def _sources(
+    flat: Mapping[str, Any], table: rules.RuleTable, prefix: str, dtype: DTypeLike | None
+) -> Iterator[TensorSource]:
     for path, leaf in flat.items():
-        rule = rules.name_of(prefix + path)
+        rule = table.name_of(prefix + path)
         if rule is None:
-            raise ValueError(f"The parameter {prefix + path} has no rule in altclip_jax/weights/rules.py.")
+            raise ValueError(f"The parameter {prefix + path} has no rule in altclip_jax/weights/families.py.")
         name, transform = rule
         target = np.dtype(leaf.dtype if dtype is None else dtype)
 
         def load(leaf: Any = leaf, transform: rules.Transform = transform, target: Any = target) -> NDArray[Any]:
             return rules.from_param(np.asarray(leaf), transform, target)
 
-        if prefix == "text_model/":
-            name = name.removeprefix("text_model.")
+        name = name.removeprefix(table.dropped.get(prefix, ""))
         yield TensorSource(name, rules.torch_shape(tuple(leaf.shape), transform), target, load)
 
 
@@ -158,11 +172,10 @@ def _misfits(info: TensorInfo, shape: tuple[int, ...]) -> Iterable[str]:
         yield f"wrong dtype: {info.name} is {info.dtype.name}, expected one of {', '.join(sorted(_FLOATS))}"
 
 
-def _name_of(path: str) -> str:
-    rule = rules.name_of(path)
-    return path if rule is None else rule[0]
+def _part(path: str) -> str:
+    return path.split("/", 1)[0]
 
 
-def _shape_of(leaf: Any, path: str) -> tuple[int, ...]:
-    rule = rules.name_of(path)
-    return rules.torch_shape(tuple(leaf.shape), "same" if rule is None else rule[1])
+def _in_file(path: str, leaf: Any, table: rules.RuleTable) -> str:
+    name, transform = table.name_of(path) or (path, "same")
+    return f"{name} {rules.torch_shape(tuple(leaf.shape), transform)}"

@@ -44,6 +44,7 @@ def load(
             checkpoint.infos,
             checkpoint.read,
             expected,
+            table=model_class.rule_table,
             prefix=model_class.params_prefix,
             dtype=stored,
             subject=str(checkpoint.files[0] if len(checkpoint.files) == 1 else folder),
@@ -60,7 +61,9 @@ def save(
     max_shard_bytes: int = 5_000_000_000,
 ) -> None:
     """Writes weights and config.json as transformers does; see `PretrainedModel.save_pretrained`."""
-    sources = tensor_sources(params, model.param_shapes(), prefix=model.params_prefix, dtype=dtype)
+    sources = tensor_sources(
+        params, model.param_shapes(), table=model.rule_table, prefix=model.params_prefix, dtype=dtype
+    )
     save_sharded(folder, sources, max_shard_bytes=max_shard_bytes)
     widest = max((source.dtype for source in sources), key=lambda item: item.itemsize)
     write_config(model, folder, widest)

@@ -1,12 +1,15 @@
-"""One invertible table between PyTorch's tensor names and the paths of the parameter tree.
+"""An invertible table between PyTorch's tensor names and the paths of the parameter tree.
 
-The names are those of transformers 4.56.2. Other spellings are brought to these on reading (`canonical_name`); a name
-or path without a rule is an error wherever it appears.
+Each family of checkpoints has one, see `families`. Its names are those of transformers 4.56.2. Other spellings are
+brought to these on reading (`canonical_name`); a name or path without a rule is an error wherever it appears.
 """
 
 from __future__ import annotations
 
+import dataclasses
+import functools
 import re
+from collections.abc import Mapping
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
@@ -25,95 +28,57 @@ class Rule(NamedTuple):
     transform: Transform
 
 
-def _norm(name: str, path: str) -> list[Rule]:
+def norm_rules(name: str, path: str) -> list[Rule]:
+    """Returns the two rules of a LayerNorm."""
     return [Rule(f"{name}.weight", f"{path}/scale", "same"), Rule(f"{name}.bias", f"{path}/bias", "same")]
 
 
-def _linear(name: str, path: str) -> list[Rule]:
+def linear_rules(name: str, path: str) -> list[Rule]:
+    """Returns the two rules of a linear layer."""
     return [Rule(f"{name}.weight", f"{path}/kernel", "linear"), Rule(f"{name}.bias", f"{path}/bias", "same")]
 
 
-_TEXT, _TEXT_LAYER = "text_model.roberta", "text_model.roberta.encoder.layer.{i}"
-_VISION, _VISION_LAYER = "vision_model", "vision_model.encoder.layers.{i}"
+@dataclasses.dataclass(frozen=True)
+class RuleTable:
+    """The names of one family of checkpoints.
 
-RULES: tuple[Rule, ...] = (
-    Rule("logit_scale", "logit_scale", "same"),
-    Rule("text_projection.weight", "text_projection/kernel", "linear"),
-    Rule("visual_projection.weight", "visual_projection/kernel", "linear"),
-    Rule(f"{_TEXT}.embeddings.word_embeddings.weight", "text_model/token_embedding/embedding", "same"),
-    Rule(f"{_TEXT}.embeddings.position_embeddings.weight", "text_model/position_embedding/embedding", "same"),
-    Rule(f"{_TEXT}.embeddings.token_type_embeddings.weight", "text_model/token_type_embedding/embedding", "same"),
-    *_norm(f"{_TEXT}.embeddings.LayerNorm", "text_model/embedding_norm"),
-    *_linear(f"{_TEXT_LAYER}.attention.self.query", "text_model/layer_{i}/attention/query"),
-    *_linear(f"{_TEXT_LAYER}.attention.self.key", "text_model/layer_{i}/attention/key"),
-    *_linear(f"{_TEXT_LAYER}.attention.self.value", "text_model/layer_{i}/attention/value"),
-    Rule(
-        f"{_TEXT_LAYER}.attention.self.distance_embedding.weight",
-        "text_model/layer_{i}/attention/distance_embedding/embedding",
-        "same",
-    ),
-    *_linear(f"{_TEXT_LAYER}.attention.output.dense", "text_model/layer_{i}/attention/out"),
-    *_norm(f"{_TEXT_LAYER}.attention.output.LayerNorm", "text_model/layer_{i}/attention_norm"),
-    *_linear(f"{_TEXT_LAYER}.intermediate.dense", "text_model/layer_{i}/mlp/up"),
-    *_linear(f"{_TEXT_LAYER}.output.dense", "text_model/layer_{i}/mlp/down"),
-    *_norm(f"{_TEXT_LAYER}.output.LayerNorm", "text_model/layer_{i}/mlp_norm"),
-    *_norm("text_model.pre_LN", "text_model/final_norm"),
-    *_linear("text_model.transformation", "text_model/transformation"),
-    Rule(f"{_VISION}.embeddings.class_embedding", "vision_model/class_embedding", "same"),
-    Rule(f"{_VISION}.embeddings.patch_embedding.weight", "vision_model/patch_embedding/kernel", "patches"),
-    Rule(f"{_VISION}.embeddings.position_embedding.weight", "vision_model/position_embedding/embedding", "same"),
-    *_norm(f"{_VISION}.pre_layrnorm", "vision_model/pre_norm"),
-    *_norm(f"{_VISION_LAYER}.layer_norm1", "vision_model/layer_{i}/attention_norm"),
-    *_linear(f"{_VISION_LAYER}.self_attn.q_proj", "vision_model/layer_{i}/attention/query"),
-    *_linear(f"{_VISION_LAYER}.self_attn.k_proj", "vision_model/layer_{i}/attention/key"),
-    *_linear(f"{_VISION_LAYER}.self_attn.v_proj", "vision_model/layer_{i}/attention/value"),
-    *_linear(f"{_VISION_LAYER}.self_attn.out_proj", "vision_model/layer_{i}/attention/out"),
-    *_norm(f"{_VISION_LAYER}.layer_norm2", "vision_model/layer_{i}/mlp_norm"),
-    *_linear(f"{_VISION_LAYER}.mlp.fc1", "vision_model/layer_{i}/mlp/up"),
-    *_linear(f"{_VISION_LAYER}.mlp.fc2", "vision_model/layer_{i}/mlp/down"),
-    *_norm(f"{_VISION}.post_layernorm", "vision_model/post_norm"),
-)
+    Attributes:
+        rules: One per kind of tensor.
+        spellings: Patterns and replacements that turn other names into those of `rules`, applied in order.
+        ignored: Pattern of the canonical names that files hold beside the parameters.
+        dropped: What the names of a part lose when it is saved alone, by the part's prefix in the tree.
+    """
 
-# Other spellings of the names above, applied in order: towers saved alone, transformers 5, torch's old LayerNorm names.
-_SPELLINGS: tuple[tuple[str, str], ...] = (
-    (r"^(roberta|transformation|pre_LN)\.", r"text_model.\1."),
-    (r"^(embeddings\.(class|patch|position)_embedding\b|pre_layrnorm\.|post_layernorm\.)", r"vision_model.\1"),
-    (r"^encoder\.layers\.", "vision_model.encoder.layers."),
-    (r"^vision_model\.encoder\.layer\.", "vision_model.encoder.layers."),  # transformers 5 writes full models so
-    (r"^text_model\.(embeddings|encoder|pooler)\.", r"text_model.roberta.\1."),
-    (r"^(text_model\.roberta\.encoder)\.layers\.", r"\1.layer."),
-    (r"(LayerNorm|pre_LN)\.gamma$", r"\1.weight"),
-    (r"(LayerNorm|pre_LN)\.beta$", r"\1.bias"),
-)
+    rules: tuple[Rule, ...]
+    spellings: tuple[tuple[str, str], ...]
+    ignored: str
+    dropped: Mapping[str, str] = dataclasses.field(default_factory=dict)
 
-# What files hold beside the parameters: buffers of older versions, and XLM-R's pooler, which AltCLIP does not use.
-_IGNORED = re.compile(
-    r"text_model\.roberta\.embeddings\.(position_ids|token_type_ids)"
-    r"|vision_model\.embeddings\.position_ids"
-    r"|text_model\.roberta\.pooler\.dense\.(weight|bias)"
-)
+    def canonical_name(self, name: str) -> str:
+        """Returns the name that transformers 4.56.2 gives to a tensor of a full model."""
+        for pattern, replacement in self.spellings:
+            name = re.sub(pattern, replacement, name)
+        return name
 
+    def is_ignored(self, name: str) -> bool:
+        """Tells whether a canonical name belongs to what files may hold and the model does not need."""
+        return re.fullmatch(self.ignored, name) is not None
 
-def canonical_name(name: str) -> str:
-    """Returns the name that transformers 4.56.2 gives to a tensor of a full model."""
-    for pattern, replacement in _SPELLINGS:
-        name = re.sub(pattern, replacement, name)
-    return name
+    def path_of(self, name: str) -> tuple[str, Transform] | None:
+        """Returns the path of a canonical name and the transform towards it, or None without a rule."""
+        return _look_up(self._by_name, name)
 
+    def name_of(self, path: str) -> tuple[str, Transform] | None:
+        """Returns the canonical name of a path and the transform that was applied towards the path, or None."""
+        return _look_up(self._by_path, path)
 
-def is_ignored(name: str) -> bool:
-    """Tells whether a canonical name belongs to what files may hold and the model does not need."""
-    return _IGNORED.fullmatch(name) is not None
+    @functools.cached_property
+    def _by_name(self) -> list[tuple[re.Pattern[str], str, Transform]]:
+        return [(_compiled(rule.name), rule.path, rule.transform) for rule in self.rules]
 
-
-def path_of(name: str) -> tuple[str, Transform] | None:
-    """Returns the path of a canonical name and the transform towards it, or None without a rule."""
-    return _look_up(_BY_NAME, name)
-
-
-def name_of(path: str) -> tuple[str, Transform] | None:
-    """Returns the canonical name of a path and the transform that was applied towards the path, or None."""
-    return _look_up(_BY_PATH, path)
+    @functools.cached_property
+    def _by_path(self) -> list[tuple[re.Pattern[str], str, Transform]]:
+        return [(_compiled(rule.path), rule.name, rule.transform) for rule in self.rules]
 
 
 def to_param(array: NDArray[Any], transform: Transform, dtype: np.dtype[Any]) -> NDArray[Any]:
@@ -151,14 +116,8 @@ def _laid_out(array: NDArray[Any], axes: tuple[int, ...] | None, dtype: np.dtype
     return out
 
 
-def _compiled(index: int) -> list[tuple[re.Pattern[str], str, Transform]]:
-    return [
-        (re.compile(re.escape(rule[index]).replace(r"\{i\}", "(0|[1-9][0-9]*)")), rule[1 - index], rule.transform)
-        for rule in RULES
-    ]
-
-
-_BY_NAME, _BY_PATH = _compiled(0), _compiled(1)
+def _compiled(template: str) -> re.Pattern[str]:
+    return re.compile(re.escape(template).replace(r"\{i\}", "(0|[1-9][0-9]*)"))
 
 
 def _look_up(table: list[tuple[re.Pattern[str], str, Transform]], key: str) -> tuple[str, Transform] | None:

@@ -5,6 +5,7 @@ import pytest
 
 from altclip_jax import AltCLIPConfig, AltCLIPModel
 from altclip_jax.weights.convert import params_from_tensors, tensor_sources
+from altclip_jax.weights.families import ALTCLIP
 from altclip_jax.weights.readers import TensorInfo
 
 CONFIG = AltCLIPConfig(
@@ -38,7 +39,8 @@ def formula(count, k):
 @pytest.fixture(scope="module")
 def model_and_params():
     model = AltCLIPModel(CONFIG)
-    shapes = {source.name: source.shape for source in tensor_sources(model.init_params(_key()), model.param_shapes())}
+    sources = tensor_sources(model.init_params(_key()), model.param_shapes(), table=ALTCLIP)
+    shapes = {source.name: source.shape for source in sources}
     tensors = {}
     for k, name in enumerate(sorted(shapes)):
         value = formula(int(np.prod(shapes[name])), k).reshape(shapes[name])
@@ -47,7 +49,8 @@ def model_and_params():
         tensors[name] = np.float32(2.6592) if name == "logit_scale" else value
     infos = {name: TensorInfo(name, np.shape(value), np.dtype(np.float32), __file__) for name, value in tensors.items()}
     assert len(tensors) == 83
-    return model, params_from_tensors(infos, lambda name: np.asarray(tensors[name]), model.param_shapes())
+    read = lambda name: np.asarray(tensors[name])  # noqa: E731
+    return model, params_from_tensors(infos, read, model.param_shapes(), table=ALTCLIP)
 
 
 def _key():

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 import transformers
-from transformers import AltCLIPConfig, AltCLIPModel
+from transformers import AltCLIPConfig, AltCLIPModel, CLIPConfig, CLIPModel
 
 torch.set_num_threads(1)
 
@@ -29,6 +29,17 @@ VISION = {
     "num_attention_heads": 4,
     "image_size": 30,
     "patch_size": 6,
+}
+
+CLIP_TEXT = {
+    "vocab_size": 99,
+    "hidden_size": 24,
+    "num_hidden_layers": 3,
+    "num_attention_heads": 4,
+    "intermediate_size": 37,
+    "max_position_embeddings": 12,
+    "projection_dim": 20,
+    "eos_token_id": 98,
 }
 
 
@@ -64,6 +75,26 @@ def make_reference(tmp_path_factory):
             )
             model = randomise(AltCLIPModel(config), seed)
             folder = tmp_path_factory.mktemp("reference")
+            model.save_pretrained(folder)
+            made[key] = model, folder
+        return made[key]
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def make_clip_reference(tmp_path_factory):
+    """Returns a function (text=, vision=, seed=) -> (reference CLIP, folder it was saved to)."""
+    made = {}
+
+    def make(text=None, vision=None, seed=0):
+        key = repr((text, vision, seed))
+        if key not in made:
+            config = CLIPConfig(
+                text_config={**CLIP_TEXT, **(text or {})}, vision_config={**VISION, **(vision or {})}, projection_dim=20
+            )
+            model = randomise(CLIPModel(config), seed)
+            folder = tmp_path_factory.mktemp("clip")
             model.save_pretrained(folder)
             made[key] = model, folder
         return made[key]

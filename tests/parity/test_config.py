@@ -1,14 +1,28 @@
 """Configurations written here and read by transformers 4.56.2, and the other way round."""
 
+import copy
+
 import pytest
 import transformers
 
-from altclip_jax import AltCLIPConfig, AltCLIPTextConfig, AltCLIPVisionConfig
+from altclip_jax import (
+    AltCLIPConfig,
+    AltCLIPTextConfig,
+    AltCLIPVisionConfig,
+    CLIPConfig,
+    CLIPTextConfig,
+    CLIPVisionConfig,
+    XLMRobertaConfig,
+)
 
 PAIRS = [
     (AltCLIPConfig, transformers.AltCLIPConfig),
     (AltCLIPTextConfig, transformers.AltCLIPTextConfig),
     (AltCLIPVisionConfig, transformers.AltCLIPVisionConfig),
+    (CLIPConfig, transformers.CLIPConfig),
+    (CLIPTextConfig, transformers.CLIPTextConfig),
+    (CLIPVisionConfig, transformers.CLIPVisionConfig),
+    (XLMRobertaConfig, transformers.XLMRobertaConfig),
 ]
 
 
@@ -39,12 +53,19 @@ def test_what_the_reference_wrote_is_read_and_written_back_equal(tmp_path):
     assert values(transformers.AltCLIPConfig.from_pretrained(tmp_path / "ours")) == values(reference)
 
 
-def test_the_legacy_copies_mean_what_they_mean_to_the_reference(tmp_path):
+@pytest.mark.parametrize(("ours", "theirs"), [PAIRS[0], PAIRS[3]])
+def test_the_legacy_copies_mean_what_they_mean_to_the_reference(ours, theirs, tmp_path):
     files = {
-        "text_config": {"hidden_size": 64, "hidden_dropout_prob": 0.0, "num_beams": 7, "pooler_fn": "cls"},
+        "text_config": {
+            "hidden_size": 64,
+            "hidden_dropout_prob": 0.0,
+            "num_beams": 7,
+            "eos_token_id": 2,
+            "pooler_fn": "cls",
+        },
         "text_config_dict": {"hidden_size": 128, "num_attention_heads": 8},
         "vision_config": {"hidden_size": 48, "image_size": 60},
         "vision_config_dict": {"hidden_size": 96},
     }
-    AltCLIPConfig.from_dict(files).save(tmp_path)
-    assert values(transformers.AltCLIPConfig.from_pretrained(tmp_path)) == values(transformers.AltCLIPConfig(**files))
+    ours.from_dict(files).save(tmp_path)
+    assert values(theirs.from_pretrained(tmp_path)) == values(theirs(**copy.deepcopy(files)))

@@ -187,7 +187,9 @@ def test_loss_and_its_gradient_for_every_parameter(make_reference, inputs, name)
 def state_dict_of(model, params):
     from altclip_jax.weights.convert import tensor_sources
 
-    return {source.name: source.load() for source in tensor_sources(params, model.param_shapes())}
+    return {
+        source.name: source.load() for source in tensor_sources(params, model.param_shapes(), table=model.rule_table)
+    }
 
 
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16"])

@@ -55,7 +55,7 @@ def test_what_is_refused(processor):
         processor(text="a", return_tensors="pt")
     with pytest.raises(ValueError, match="return_tensors='pt'"):
         processor(images=PICTURES / "cat_noto.png", return_tensors="pt")
-    with pytest.raises(TypeError, match="tokenizer must be an AltCLIPTokenizer, got NoneType"):
+    with pytest.raises(TypeError, match="tokenizer must be an AltCLIPTokenizer or CLIPTokenizer, got NoneType"):
         AltCLIPProcessor(processor.image_processor, None)
 
 

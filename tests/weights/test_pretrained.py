@@ -12,7 +12,7 @@ from safetensors.numpy import load_file, save_file
 
 from altclip_jax import AltCLIPModel, AltCLIPTextModel, AltCLIPVisionModel, CheckpointError
 from altclip_jax.assets import default_checkpoint
-from altclip_jax.weights import rules
+from altclip_jax.weights import families, rules
 from altclip_jax.weights.convert import flatten
 from altclip_jax.weights.pretrained import save_orbax
 
@@ -41,12 +41,17 @@ def equal(left, right):
     assert all(np.array_equal(np.asarray(left[path]), np.asarray(right[path])) for path in left)
 
 
-def test_every_rule_inverts():
-    for rule in rules.RULES:
+@pytest.mark.parametrize("table", [families.ALTCLIP, families.CLIP, families.XLM_ROBERTA])
+def test_every_rule_inverts(table):
+    for rule in table.rules:
         name, path = rule.name.replace("{i}", "11"), rule.path.replace("{i}", "11")
-        assert rules.path_of(name) == (path, rule.transform)
-        assert rules.name_of(path) == (name, rule.transform)
-        assert rules.canonical_name(name) == name
+        assert table.path_of(name) == (path, rule.transform)
+        assert table.name_of(path) == (name, rule.transform)
+        assert table.canonical_name(name) == name
+        assert not table.is_ignored(name)
+
+
+def test_every_transform_inverts():
     rng = np.random.default_rng(0)
     for transform, shape in (("same", (3,)), ("same", ()), ("linear", (2, 5)), ("patches", (4, 3, 2, 2))):
         array = rng.standard_normal(shape).astype(np.float32)
@@ -160,6 +165,7 @@ import sys
 import numpy as np
 from altclip_jax import AltCLIPConfig, AltCLIPModel
 from altclip_jax.weights.convert import tensor_sources
+from altclip_jax.weights.families import ALTCLIP
 from altclip_jax.weights.writers import TensorSource, save_sharded
 config = AltCLIPConfig(
     text_config={"hidden_size": 1024, "num_hidden_layers": 1, "project_dim": 64},
@@ -171,7 +177,7 @@ if sys.argv[1] == "write":
     shapes = model.param_shapes()
     def rising(shape):
         return lambda: np.arange(int(np.prod(shape)), dtype=np.float32).reshape(shape)
-    sources = tensor_sources(shapes, shapes)
+    sources = tensor_sources(shapes, shapes, table=ALTCLIP)
     save_sharded(sys.argv[2], [source._replace(load=rising(source.shape)) for source in sources])
     config.save(sys.argv[2])
 else:

@@ -1,0 +1,166 @@
+"""What every configuration shares: Hugging Face's JSON in and out, and the checks of its fields."""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, ClassVar, Self
+
+from altclip_jax.json_file import read_json_object, write_json
+
+ACTIVATIONS = ("gelu", "gelu_new", "relu", "silu", "quick_gelu", "selu")
+POSITION_EMBEDDING_TYPES = ("absolute", "relative_key", "relative_key_query")
+
+# Settings that would build another network than the ones this library has.
+_UNSUPPORTED = {
+    "is_decoder": "a decoder",
+    "add_cross_attention": "cross-attention layers",
+    "is_encoder_decoder": "a decoder",
+    "pruned_heads": "pruned attention heads",
+}
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Config:
+    """Reading, writing and checking, shared by all configurations."""
+
+    output_attentions: bool = False  # default of the calls' argument of the same name
+    output_hidden_states: bool = False
+    extra: Mapping[str, Any] = dataclasses.field(default_factory=dict, hash=False)  # unknown keys, written back
+
+    model_type: ClassVar[str]
+
+    def __post_init__(self) -> None:
+        problems = self._problems()
+        if problems:
+            raise ValueError(f"{type(self).__name__} cannot be built: " + "; ".join(problems) + ".")
+
+    def _problems(self) -> list[str]:
+        return [
+            f"{name}={self.extra[name]!r} asks for {what}, which no such model has and this library does not build"
+            for name, what in _UNSUPPORTED.items()
+            if self.extra.get(name)
+        ]
+
+    @classmethod
+    def field_names(cls) -> list[str]:
+        """Returns the names of the settings, `extra` aside."""
+        return [field.name for field in dataclasses.fields(cls) if field.name != "extra"]
+
+    @classmethod
+    def _select(cls, values: Mapping[str, Any]) -> Mapping[str, Any]:
+        """Returns the part of a config.json that describes this class."""
+        return values
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any], **overrides: Any) -> Self:
+        """Reads the content of a config.json, of any version of transformers; `overrides` win over it.
+
+        Keys this class does not know are kept in `extra` and written back by `to_dict`. A tower's class also reads
+        the configuration of a full model and takes its own part of it.
+
+        Raises:
+            ValueError: the values describe another model, contradict each other or ask for something unsupported.
+            TypeError: `values` is not a mapping, or a value has the wrong type.
+        """
+        if not isinstance(values, Mapping):
+            raise TypeError(
+                f"{cls.__name__}.from_dict expects a mapping such as json.load gives, got {type(values).__name__}."
+            )
+        merged = copy.deepcopy({**cls._select(values), **overrides})
+        found_type = merged.pop("model_type", cls.model_type)
+        merged.pop("transformers_version", None)
+        cls._check_model_type(found_type)
+        known = {name: merged.pop(name) for name in cls.field_names() if name in merged}
+        return cls(**known, extra={**merged.pop("extra", {}), **merged})
+
+    @classmethod
+    def _check_model_type(cls, found: str) -> None:
+        if found != cls.model_type:
+            raise ValueError(
+                f"{cls.__name__} expects model_type {cls.model_type!r} and found {found!r}: this is the configuration"
+                " of another model."
+            )
+
+    @classmethod
+    def from_json(cls, path: str | os.PathLike[str]) -> Self:
+        """Reads a config.json, or the one in a folder.
+
+        Raises:
+            FileNotFoundError: there is no such file.
+            ValueError: the file is not a JSON object or describes another model; the message names the file.
+        """
+        file = Path(path)
+        if file.is_dir():
+            file = file / "config.json"
+        values = read_json_object(file)
+        try:
+            return cls.from_dict(values)
+        except (TypeError, ValueError) as error:
+            raise ValueError(f"{file}: {error}") from None
+
+    def to_dict(self) -> dict[str, Any]:
+        """Returns the JSON object that transformers reads back equal."""
+        known = {name: _plain(getattr(self, name)) for name in self.field_names()}
+        return {**copy.deepcopy(dict(self.extra)), **known, "model_type": self.model_type}
+
+    def save(self, folder: str | os.PathLike[str]) -> Path:
+        """Writes `folder`/config.json, whole or not at all, and returns its path."""
+        target = Path(folder) / "config.json"
+        write_json(target, self.to_dict())
+        return target
+
+    def replace(self, **changes: Any) -> Self:
+        """Returns a copy with some fields changed, checked again."""
+        return dataclasses.replace(self, **changes)
+
+
+def is_int(value: object) -> bool:
+    """Tells whether a value is a whole number and not a truth value."""
+    return isinstance(value, int) and not isinstance(value, bool)
+
+
+def size_problems(config: Config, names: str) -> list[str]:
+    """Names the fields that are no positive integers."""
+    return [
+        f"{name}={getattr(config, name)!r} must be a positive integer"
+        for name in names.split()
+        if not is_int(getattr(config, name)) or getattr(config, name) < 1
+    ]
+
+
+def rate_problems(config: Config, names: str) -> list[str]:
+    """Names the fields that are no dropout rates."""
+    return [
+        f"{name}={getattr(config, name)!r} must be a number in [0, 1)"
+        for name in names.split()
+        if not isinstance(getattr(config, name), (int, float)) or not 0 <= getattr(config, name) < 1
+    ]
+
+
+def choice_problems(config: Config, name: str, choices: tuple[str, ...]) -> list[str]:
+    """Names the field if its value is none of `choices`."""
+    value = getattr(config, name)
+    return [] if value in choices else [f"{name}={value!r} is not one of {', '.join(choices)}"]
+
+
+def tower_problems(config: Any) -> list[str]:
+    """What every tower needs: heads that divide the width, a known activation, a positive epsilon."""
+    problems = []
+    width, heads = config.hidden_size, config.num_attention_heads
+    if is_int(width) and is_int(heads) and heads > 0 and width % heads:
+        problems.append(f"hidden_size={width} must be divisible by num_attention_heads={heads}")
+    if callable(config.hidden_act):
+        problems.append(f"hidden_act must be a name ({', '.join(ACTIVATIONS)}), got a callable, which no file can hold")
+    else:
+        problems += choice_problems(config, "hidden_act", ACTIVATIONS)
+    if not isinstance(config.layer_norm_eps, (int, float)) or not config.layer_norm_eps > 0:
+        problems.append(f"layer_norm_eps={config.layer_norm_eps!r} must be a positive number")
+    return problems
+
+
+def _plain(value: Any) -> Any:
+    return list(value) if isinstance(value, tuple) else value

@@ -1,0 +1,265 @@
+"""What the tokenizers do with their vocabularies: ids and masks, padding and truncation stated, and back to text.
+
+Arguments and results are those of transformers' tokenizers.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from altclip_jax.json_file import write_bytes, write_json
+from altclip_jax.processing.lengths import Padding, cut, padded, padded_length, positive, truncation_strategy
+from altclip_jax.processing.texts import text_list, text_lists, without_spaces
+from altclip_jax.processing.tokenizer_family import NO_LIMIT, ROLE_NAMES
+from altclip_jax.processing.tokenizer_settings import TokenizerSettings
+from altclip_jax.processing.vocabulary import Vocabulary
+
+_ATTRIBUTES = (
+    "model_max_length",
+    "padding_side",
+    "truncation_side",
+    "split_special_tokens",
+    "clean_up_tokenization_spaces",
+)
+
+
+class BaseTokenizer:
+    """Turns texts into ids; may be pickled and shared between threads.
+
+    Beside the attributes below there are the other roles of the family, and `bos_token_id`, `pad_token_id` and so on.
+    """
+
+    bos_token: str
+    eos_token: str
+    unk_token: str
+    pad_token: str
+    model_max_length: int
+    padding_side: str
+    truncation_side: str
+    split_special_tokens: bool
+    clean_up_tokenization_spaces: bool
+
+    def __init__(
+        self, vocabulary: Vocabulary, settings: TokenizerSettings, *, files: Mapping[str, bytes] | None = None
+    ):
+        """Joins a vocabulary with its settings; `files` are those that `save_pretrained` writes again, by name."""
+        self._vocabulary, self._settings, self._files = vocabulary, settings, dict(files or {})
+        self.additional_special_tokens = list(settings.additional)
+        for name, value in [*settings.roles.items(), *((name, getattr(settings, name)) for name in _ATTRIBUTES)]:
+            setattr(self, name, value)
+
+    def __getattr__(self, name: str) -> Any:
+        role = name.removesuffix("_id")
+        if role in ROLE_NAMES and role != name:
+            return self._vocabulary.index(getattr(self, role))
+        raise AttributeError(f"{type(self).__name__} has no attribute {name!r}")
+
+    def save_pretrained(self, folder: str | os.PathLike[str]) -> None:
+        """Writes the vocabulary as it was read, and the settings, each file whole or not at all."""
+        for name, data in self._files.items():
+            write_bytes(Path(folder) / name, data)
+        now = {name: getattr(self, name) for name in _ATTRIBUTES}
+        settings = dataclasses.replace(
+            self._settings, roles={role: getattr(self, role) for role in self._settings.roles}, **now
+        )
+        for name, content in settings.files().items():
+            write_json(Path(folder) / name, content)
+
+    def __call__(
+        self,
+        text: str | Sequence[str],
+        text_pair: str | Sequence[str] | None = None,
+        *,
+        add_special_tokens: bool = True,
+        padding: Padding = False,
+        truncation: bool | str | None = None,
+        max_length: int | None = None,
+        pad_to_multiple_of: int | None = None,
+        padding_side: str | None = None,
+        return_tensors: str | None = None,
+        split_special_tokens: bool | None = None,
+    ) -> dict[str, Any]:
+        """Returns input_ids and attention_mask.
+
+        Args:
+            text: A string, or a list of them.
+            text_pair: Second strings, joined to the first ones.
+            add_special_tokens: Put the special tokens around them, such as <s> and </s>.
+            padding: True or "longest"; "max_length"; or lengths such as (16, 32, 64), of which the smallest that
+                holds the batch is taken, so that jit sees few shapes.
+            truncation: True or "longest_first", "only_first", "only_second": cut to `max_length`. False never cuts;
+                None cuts if `max_length` is given and `padding` is not, as in the reference.
+            max_length: Of the result, in tokens; default `model_max_length`.
+            pad_to_multiple_of: Pad on to a multiple of this.
+            padding_side: "right" or "left"; default is the attribute.
+            return_tensors: "np" (int64), "jax" (int32), or None for lists. Texts of unequal length without padding are
+                lists in any case.
+            split_special_tokens: Treat strings such as "</s>" within a text as plain text; default is the attribute.
+
+        Raises:
+            ValueError: a result is longer than `model_max_length`; an argument is out of range.
+            TypeError: something that is no text.
+        """
+        if return_tensors not in (None, "np", "jax"):
+            raise ValueError(
+                f"return_tensors={return_tensors!r} is not one of 'np', 'jax' and None: this library makes no tensors"
+                " of other frameworks; convert the numpy arrays, for example with torch.from_numpy."
+            )
+        side = self.padding_side if padding_side is None else padding_side
+        if side not in ("right", "left"):
+            raise ValueError(f"padding_side={side!r} is neither 'right' nor 'left'.")
+        max_length = positive("max_length", max_length)
+        multiple = positive("pad_to_multiple_of", pad_to_multiple_of)
+        strategy = truncation_strategy(truncation, max_length, padding)
+        limit = max_length or (self.model_max_length if self.model_max_length < NO_LIMIT // 10 else None)
+        firsts, seconds = text_lists(text, text_pair)
+        split = self.split_special_tokens if split_special_tokens is None else split_special_tokens
+        rows = self._rows(firsts, seconds, add_special_tokens, strategy, limit, split)
+        length = padded_length(
+            max(map(len, rows), default=0),
+            padding,
+            limit=limit,
+            multiple=multiple,
+            cut_to=limit if strategy else None,
+        )
+        masks = [[1] * len(row) for row in rows]
+        if length is not None:
+            rows = [padded(row, length, self.pad_token_id, side) for row in rows]
+            masks = [padded(mask, length, 0, side) for mask in masks]
+        single = isinstance(text, str) and return_tensors is None
+        batch: dict[str, Any] = {"input_ids": rows, "attention_mask": masks}
+        if single:
+            return {name: values[0] for name, values in batch.items()}
+        if return_tensors is None or len({len(row) for row in rows}) > 1:
+            return batch
+        return {name: _array(values, length, return_tensors) for name, values in batch.items()}
+
+    def _rows(
+        self,
+        firsts: list[str],
+        seconds: list[str] | None,
+        add_special_tokens: bool,
+        strategy: str | None,
+        limit: int | None,
+        split_special_tokens: bool,
+    ) -> list[list[int]]:
+        """Returns the ids of each text or pair, cut and with special tokens.
+
+        Raises:
+            ValueError: some are longer than the model takes; all are named.
+        """
+        first_ids = self._vocabulary.encode(firsts, split_special_tokens)
+        second_ids: Sequence[list[int] | None] = [None] * len(firsts)
+        if seconds is not None:
+            second_ids = self._vocabulary.encode(seconds, split_special_tokens)
+        around = len(self._joined([], None if seconds is None else [])) if add_special_tokens else 0
+        rows = []
+        for first, second in zip(first_ids, second_ids, strict=True):
+            if strategy and limit is not None:
+                first, second = cut(
+                    first,
+                    second,
+                    limit - around,
+                    strategy,
+                    side=self.truncation_side,
+                    spare_to_longer=self._vocabulary.spare_to_longer,
+                )
+            rows.append(self._joined(first, second) if add_special_tokens else [*first, *(second or ())])
+        longest = self.model_max_length
+        long = [f"text {place} is {len(row)} tokens long" for place, row in enumerate(rows) if len(row) > longest]
+        if long:
+            named = ", ".join(long[:10]) + (f", and {len(long) - 10} more are too long" if len(long) > 10 else "")
+            raise ValueError(
+                f"{named[0].upper()}{named[1:]} and this model takes {longest}: pass truncation=True"
+                f"{f' and a max_length of at most {longest}' if strategy else ' to cut'}, or split what is longer."
+            )
+        return rows
+
+    def _joined(self, first: list[int], second: list[int] | None) -> list[int]:
+        template = self._vocabulary.template
+        if second is None:
+            return [*template.prefix, *first, *template.suffix]
+        return [*template.prefix, *first, *template.middle, *second, *template.pair_suffix]
+
+    def tokenize(self, text: str, *, split_special_tokens: bool | None = None) -> list[str]:
+        """Returns the tokens of a text as strings, those without an entry in the vocabulary as they stand there."""
+        if not isinstance(text, str):
+            raise TypeError(f"text is a {type(text).__name__}: expected a string.")
+        split = self.split_special_tokens if split_special_tokens is None else split_special_tokens
+        return self._vocabulary.tokenize(text_list("text", text)[0], split)
+
+    def convert_ids_to_tokens(self, ids: Sequence[int]) -> list[str]:
+        """Returns the token of each id.
+
+        Raises:
+            ValueError: an id is outside the vocabulary.
+        """
+        tokens = [self._vocabulary.token(int(index)) for index in ids]
+        if None in tokens:
+            wrong = [int(index) for index, token in zip(ids, tokens, strict=True) if token is None]
+            raise ValueError(f"The ids {wrong} are outside the vocabulary of {len(self)} tokens.")
+        return [token for token in tokens if token is not None]
+
+    def convert_tokens_to_ids(self, tokens: str | Sequence[str]) -> int | list[int]:
+        """Returns the id of a token, or of each of a list; that of the unknown token for what is not there."""
+        if isinstance(tokens, str):
+            index = self._vocabulary.index(tokens)
+            return int(self.unk_token_id) if index is None else index
+        return [self.convert_tokens_to_ids(token) for token in tokens]  # type: ignore[misc]
+
+    def decode(
+        self, ids: Any, *, skip_special_tokens: bool = False, clean_up_tokenization_spaces: bool | None = None
+    ) -> str:
+        """Returns the text of a row of ids.
+
+        Raises:
+            ValueError: an id is outside the vocabulary.
+            TypeError: ids that are not whole numbers, or more than one row.
+        """
+        row = np.asarray(ids)
+        if row.ndim > 1 or (row.size and row.dtype.kind not in "iu"):
+            raise TypeError(f"ids must be one row of whole numbers, got {row.dtype} of shape {row.shape}.")
+        whole: list[int] = row.reshape(-1).astype(np.int64).tolist()
+        self.convert_ids_to_tokens(whole)
+        text = self._vocabulary.decode(whole, skip_special_tokens)
+        clean = clean_up_tokenization_spaces
+        return without_spaces(text) if (self.clean_up_tokenization_spaces if clean is None else clean) else text
+
+    def batch_decode(self, rows: Any, **options: Any) -> list[str]:
+        """Returns the text of each row of ids; see `decode`."""
+        return [self.decode(row, **options) for row in rows]
+
+    @property
+    def all_special_tokens(self) -> list[str]:
+        """The special tokens, each once."""
+        roles = [getattr(self, role) for role in self._settings.roles]
+        return list(dict.fromkeys([*roles, *self.additional_special_tokens]))
+
+    @property
+    def all_special_ids(self) -> list[int]:
+        """The ids of `all_special_tokens`."""
+        ids: Any = self.convert_tokens_to_ids(self.all_special_tokens)
+        return list(ids)
+
+    @property
+    def vocab_size(self) -> int:
+        """The number of ids without added tokens; `len` counts them too."""
+        return self._vocabulary.size
+
+    def __len__(self) -> int:
+        return len(self._vocabulary)
+
+
+def _array(rows: list[list[int]], length: int | None, kind: str) -> Any:
+    array = np.asarray(rows, np.int64).reshape(len(rows), length or (len(rows[0]) if rows else 0))
+    if kind == "np":
+        return array
+    import jax.numpy as jnp
+
+    return jnp.asarray(array.astype(np.int32))

@@ -65,19 +65,26 @@ def sharding(mesh: Mesh, axes: Axes = WHOLE) -> NamedSharding:
     return NamedSharding(mesh, spec(*axes))
 
 
-def param_shardings(mesh: Mesh, params: Mapping[str, Any]) -> dict[str, Any]:
+def param_shardings(mesh: Mesh, params: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     """Returns the placement of each parameter of a tree of arrays or shapes.
 
     An axis that does not divide a dimension leaves it whole.
+
+    Args:
+        mesh: The devices.
+        params: The tree.
+        prefix: Which part of a full model it is, such as "text_model/" for a tower's.
 
     Raises:
         ValueError: parameters without a rule; all are named.
     """
     flat = flatten(params)
-    missing = [path for path in flat if axes_of(path) is None]
+    missing = [prefix + path for path in flat if axes_of(prefix + path) is None]
     if missing:
         raise ValueError(f"No rule in altclip_jax/parallel.py says how to cut {', '.join(missing)}.")
-    return unflatten({path: sharding(mesh, _fitted(mesh, axes_of(path), leaf.shape)) for path, leaf in flat.items()})
+    return unflatten(
+        {path: sharding(mesh, _fitted(mesh, axes_of(prefix + path), leaf.shape)) for path, leaf in flat.items()}
+    )
 
 
 def gathered(mesh: Mesh, params: Params) -> Params:
@@ -90,9 +97,11 @@ def gathered(mesh: Mesh, params: Params) -> Params:
     if mesh.shape["fsdp"] == 1:
         return params
 
+    constrain: Any = jax.lax.with_sharding_constraint
+
     def whole(path: str, leaf: Any) -> Any:
         axes = tuple(None if axis == "fsdp" else axis for axis in _fitted(mesh, axes_of(path), leaf.shape))
-        return jax.lax.with_sharding_constraint(leaf, sharding(mesh, axes))
+        return constrain(leaf, sharding(mesh, axes))
 
     return unflatten({path: whole(path, leaf) for path, leaf in flatten(params).items()})
 

@@ -120,9 +120,29 @@ class CheckpointStore:
         state: TrainState = restored["state"]
         return state
 
+    def params(self, step: int, shapes: Params, *, average: bool = False) -> Params:
+        """Reads the parameters of a state, or their moving average, onto one device; nothing else is read.
+
+        Args:
+            step: One of `steps()`.
+            shapes: The tree of the parameters that train.
+            average: The moving average.
+        """
+        name = "average" if average else "params"
+        place = jax.sharding.SingleDeviceSharding(jax.devices()[0])
+        abstract: Any = jax.ShapeDtypeStruct
+        wanted = {name: jax.tree.map(lambda leaf: abstract(leaf.shape, leaf.dtype, sharding=place), shapes)}
+        arguments = ocp.args.PyTreeRestore(
+            item=wanted, partial_restore=True, restore_args=ocp.checkpoint_utils.construct_restore_args(wanted)
+        )
+        with self._explained("read"), ocp.PyTreeCheckpointer() as checkpointer:
+            restored: Params = checkpointer.restore(self._folder / str(step) / "state", args=arguments)[name]
+        return restored
+
     def _check_shapes(self, step: int, abstract: TrainState) -> None:
-        metadata: Any = self._manager.item_metadata(step)
-        stored = getattr(metadata["state"], "tree", metadata["state"])
+        with ocp.StandardCheckpointer() as checkpointer:
+            metadata: Any = checkpointer.metadata(self._folder / str(step) / "state")
+        stored = getattr(metadata, "item_metadata", metadata).tree  # older orbax gives the tree's directly
         have, want = _shapes(stored), _shapes(abstract)
         faults = [
             f"{name}: {have.get(name, 'absent')} -> {want.get(name, 'absent')}"

@@ -17,6 +17,9 @@ from typing import Annotated, Any, Literal, Self
 import pydantic
 from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
 
+from altclip_jax.data.augment import Augmentation
+from altclip_jax.data.sources import SourceSpec
+
 Stage = Literal["teacher", "contrastive"]
 Share = Annotated[float, Field(ge=0, lt=1)]
 
@@ -46,6 +49,7 @@ class ModelSettings(_Settings):
 
     source: str  # folder or hub id: an AltCLIP, or for training from scratch a CLIP
     train: tuple[str, ...]  # parts of the model that train; the others are locked and cost nothing
+    fresh: tuple[str, ...] = ()  # parts that start from random values of the run's seed, not from the source
     frozen: tuple[str, ...] = ()  # regular expressions for whole paths within those parts that do not train
     dtype: Literal["float32", "bfloat16", "float16"] = "float32"  # of computation; master parameters are float32
     remat: Literal["none", "full", "dots"] = "none"  # what each layer computes again in the backward pass
@@ -69,9 +73,16 @@ class SourceSettings(_Settings):
     path: str
     weight: PositiveFloat = 1.0
     format: str | None = None  # None: by its suffix
-    languages: tuple[str, ...] | None = None
-    image_key: str | None = None
+    languages: tuple[str, ...] | None = None  # only these
+    image_key: str | None = None  # the name under which something stands in the file; None: the usual ones
     caption_key: str | None = None
+    source_key: str | None = None
+    target_key: str | None = None
+    language_key: str | None = None
+
+    def spec(self) -> SourceSpec:
+        """Returns what the data room opens."""
+        return SourceSpec(**self.model_dump())
 
 
 class DataSettings(_Settings):
@@ -80,11 +91,21 @@ class DataSettings(_Settings):
     train: tuple[SourceSettings, ...] = Field(min_length=1)
     evaluate: tuple[SourceSettings, ...] = ()
     max_length: PositiveInt = 77  # of a text, in tokens, to which all are padded
+    languages: dict[str, NonNegativeFloat] | None = None  # how likely each is where a sample has several
     store_image_features: bool = True  # of a locked image tower without augmentation: compute them once
-    augmentation: dict[str, Any] = Field(default_factory=dict)
+    augmentation: dict[str, Any] = Field(default_factory=dict)  # fields of `Augmentation`
     threads: PositiveInt = 4
     prefetch: PositiveInt = 2  # batches made ahead
     max_bad_share: Share = 0.01
+
+    @pydantic.field_validator("augmentation")
+    @classmethod
+    def _known(cls, value: dict[str, Any]) -> dict[str, Any]:
+        try:
+            made_augmentation(value)
+        except TypeError as error:
+            raise ValueError(f"{error}; there are {', '.join(Augmentation.__dataclass_fields__)}") from None
+        return value
 
 
 class LossSettings(_Settings):
@@ -250,6 +271,12 @@ class RunConfig(_Settings):
             if ours.get(name, "absent") != theirs.get(name, "absent")
             and not any(name == free or name.startswith(f"{free}.") for free in _FREE_TO_CHANGE)
         ]
+
+
+def made_augmentation(values: Mapping[str, Any]) -> Augmentation:
+    """Returns the augmentation that a file's table describes, whose pairs are lists."""
+    fields: Any = {name: tuple(value) if isinstance(value, list) else value for name, value in values.items()}
+    return Augmentation(**fields)
 
 
 def _with_defaults(values: Mapping[str, Any]) -> dict[str, Any]:

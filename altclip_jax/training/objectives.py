@@ -19,8 +19,8 @@ from altclip_jax.training.losses import ContrastiveForm, contrastive_loss, mean_
 from altclip_jax.weights.convert import Params
 
 if TYPE_CHECKING:
-    from altclip_jax.model.altclip import AltCLIPModel
-    from altclip_jax.model.clip import CLIPModel, CLIPTextModel
+    from altclip_jax.model.clip import CLIPTextModel, CLIPTextModelWithProjection
+    from altclip_jax.model.two_towers import TwoTowerModel
 
 Batch = dict[str, Array]
 Features = dict[str, Array]
@@ -48,18 +48,26 @@ class Contrastive:
         chunk_rows: See there.
     """
 
-    model: AltCLIPModel | CLIPModel
+    model: TwoTowerModel
     form: ContrastiveForm = "plain"
     chunk_rows: int = 1024
 
     def encode(self, params: Params, helper: Params, batch: Batch, keys: Array | None) -> Features:
         """Returns unit embeddings; a batch with `image_features` brings the image tower's pooled states along."""
-        text = _apply(self.model, params, "get_text_features", keys, batch["input_ids"], batch["attention_mask"])
+        text = self.texts(params, batch["input_ids"], batch["attention_mask"], keys)
+        return {"text": text, "image": self.images(params, batch, keys)}
+
+    def texts(
+        self, params: Params, input_ids: Array, mask: Array, keys: Array | None = None
+    ) -> Float[Array, "batch projection"]:
+        """Returns unit embeddings of texts."""
+        return normalize(_apply(self.model, params, "get_text_features", keys, input_ids, mask))
+
+    def images(self, params: Params, batch: Batch, keys: Array | None = None) -> Float[Array, "batch projection"]:
+        """Returns unit embeddings of pictures, or of the pooled states in `image_features`."""
         if "image_features" in batch:
-            image = _apply(self.model, params, _project_image, None, batch["image_features"])
-        else:
-            image = _apply(self.model, params, "get_image_features", keys, batch["pixel_values"])
-        return {"text": normalize(text), "image": normalize(image)}
+            return normalize(_apply(self.model, params, _project_image, None, batch["image_features"]))
+        return normalize(_apply(self.model, params, "get_image_features", keys, batch["pixel_values"]))
 
     def loss(self, features: Features, log_scale: Array | None) -> tuple[Array, dict[str, Array]]:
         """Returns the symmetric loss over the whole batch."""
@@ -77,32 +85,36 @@ class TeacherLearning:
 
     Attributes:
         model: The student.
-        teacher: The English text tower, or None where batches bring `teacher_features` along.
+        teacher: The English text tower, with its projection for "projected"; None where batches bring
+            `teacher_features` along.
         target: "pooled" or "projected", see `TeacherSettings`.
     """
 
-    model: AltCLIPModel
-    teacher: CLIPTextModel | CLIPModel | None = None
+    model: TwoTowerModel
+    teacher: CLIPTextModel | CLIPTextModelWithProjection | None = None
     target: Literal["pooled", "projected"] = "pooled"
 
     def encode(self, params: Params, helper: Params, batch: Batch, keys: Array | None) -> Features:
         """Returns the states of both; `helper` are the teacher's parameters, which nothing is learned for."""
-        method: Any = "get_text_features" if self.target == "projected" else _pooled_text
-        student = _apply(self.model, params, method, keys, batch["input_ids"], batch["attention_mask"])
+        student = self.student(params, batch["input_ids"], batch["attention_mask"], keys)
         teacher = batch.get("teacher_features")
         if teacher is None:
             teacher = self.teach(helper, batch["teacher_input_ids"], batch["teacher_attention_mask"])
-        return {"student": student.astype(jnp.float32), "teacher": jax.lax.stop_gradient(teacher)}
+        return {"student": student, "teacher": jax.lax.stop_gradient(teacher)}
+
+    def student(
+        self, params: Params, input_ids: Array, mask: Array, keys: Array | None = None
+    ) -> Float[Array, "batch width"]:
+        """Returns the student's states, float32."""
+        method: Any = "get_text_features" if self.target == "projected" else _pooled_text
+        return _apply(self.model, params, method, keys, input_ids, mask).astype(jnp.float32)
 
     def teach(self, helper: Params, input_ids: Array, mask: Array) -> Float[Array, "batch width"]:
         """Returns the teacher's states, float32."""
         if self.teacher is None:
             raise ValueError("This objective has no teacher and the batch brings no teacher_features.")
-        if self.target == "projected":
-            states = self.teacher.apply({"params": helper}, input_ids, mask, method="get_text_features")
-        else:
-            states = self.teacher.apply({"params": helper}, input_ids, mask).pooler_output
-        return jnp.asarray(states, jnp.float32)
+        output: Any = self.teacher.apply({"params": helper}, input_ids, mask)
+        return jnp.asarray(output.text_embeds if self.target == "projected" else output.pooler_output, jnp.float32)
 
     def loss(self, features: Features, log_scale: Array | None) -> tuple[Array, dict[str, Array]]:
         """Returns the mean squared error over batch and width."""
@@ -117,11 +129,6 @@ def dropout_rates(model: Any) -> list[float]:
         for name in ("hidden_dropout_prob", "attention_probs_dropout_prob", "attention_dropout")
         if (rate := getattr(config, name, 0.0)) > 0 and math.isfinite(rate)
     ]
-
-
-def pooled_image(model: Any, pixel_values: Array) -> Float[Array, "images hidden"]:
-    """Returns the image tower's pooled states, before the projection: a method for `model.apply`."""
-    return jnp.asarray(model.vision_model(pixel_values).pooler_output, jnp.float32)
 
 
 def _project_image(model: Any, pooled: Array, **_: Any) -> Array:

@@ -1,10 +1,15 @@
 """A small model with every parameter random, and a batch for it."""
 
+import json
+import shutil
+
 import jax
 import numpy as np
 import pytest
 
-from altclip_jax import AltCLIPConfig, AltCLIPModel
+from altclip_jax import AltCLIPConfig, AltCLIPModel, AltCLIPProcessor, CLIPConfig, CLIPModel
+from altclip_jax.assets import PICTURES, default_checkpoint
+from altclip_jax.training.config import RunConfig
 
 TEXT = {
     "vocab_size": 60,
@@ -61,3 +66,80 @@ def batch():
         "attention_mask": (ids != 1).astype(np.int32),
         "pixel_values": rng.standard_normal((ROWS, 3, 12, 12), dtype=np.float32),
     }
+
+
+@pytest.fixture(scope="session", autouse=True)
+def compile_once(tmp_path_factory):
+    """Runs that are the same but for their data share what is compiled."""
+    jax.config.update("jax_compilation_cache_dir", str(tmp_path_factory.mktemp("compiled")))
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.3)
+    yield
+    jax.config.update("jax_compilation_cache_dir", None)
+
+
+@pytest.fixture(scope="session")
+def workshop(tmp_path_factory):
+    """A folder with a tiny student, a tiny CLIP, pictures with captions and parallel text."""
+    folder = tmp_path_factory.mktemp("workshop")
+    # without dropout, which takes most of the time of compilation; `forgetful` has it
+    still = {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
+    tokenizer = {"vocab_size": 8000, "max_position_embeddings": 66, **still}
+    picture = {**VISION, "image_size": 32, "patch_size": 16, "attention_dropout": 0.0}
+    student = AltCLIPModel(AltCLIPConfig(text_config={**TEXT, **tokenizer}, vision_config=picture, projection_dim=16))
+    student.save_pretrained(folder / "student", student.init_params(jax.random.key(0)))
+    text = {
+        "vocab_size": 8000,
+        "hidden_size": 16,
+        "intermediate_size": 24,
+        "num_hidden_layers": 1,
+        "num_attention_heads": 2,
+        "eos_token_id": 2,  # read at the highest id, whatever the tokenizer
+    }
+    clip = CLIPModel(CLIPConfig(text_config=text, vision_config={**picture, "num_hidden_layers": 1}, projection_dim=16))
+    clip.save_pretrained(folder / "clip", clip.init_params(jax.random.key(1)))
+    shutil.copytree(folder / "student", folder / "forgetful")
+    config = student.config.to_dict()
+    config["text_config"] |= {"hidden_dropout_prob": 0.1, "attention_probs_dropout_prob": 0.1}
+    (folder / "forgetful/config.json").write_text(json.dumps(config))
+    for name in ("student", "forgetful", "clip"):
+        AltCLIPProcessor.from_pretrained(default_checkpoint()).save_pretrained(folder / name)
+    captions = json.loads((PICTURES / "names.json").read_text(encoding="utf-8"))
+    with (folder / "pictures.jsonl").open("w", encoding="utf-8") as file:
+        for thing, names in captions.items():
+            paths = [str(PICTURES / f"{thing}_{design}.png") for design in ("noto", "fxemoji")]
+            file.write(json.dumps({"image": paths, "captions": names}, ensure_ascii=False) + "\n")
+    with (folder / "parallel.tsv").open("w", encoding="utf-8") as file:
+        file.write("source\ttarget\tlanguage\n")
+        for names in captions.values():
+            file.writelines(f"{names['en']}\t{names[language]}\t{language}\n" for language in ("zh", "fr"))
+    return folder
+
+
+@pytest.fixture
+def settings(workshop, tmp_path):
+    """Returns a function (stage, **changes by dotted name) -> RunConfig of a short run in a folder of its own."""
+
+    def make(stage="contrastive", **changes):
+        values = {
+            "stage": stage,
+            "folder": str(tmp_path / "run"),
+            "steps": 6,
+            "batch_size": 16,
+            "model": {"source": str(workshop / "student")},
+            "data": {"max_length": 12, "train": [{"path": str(workshop / "pictures.jsonl")}]},
+            "optimizer": {"learning_rate": 1e-2, "warmup_steps": 1},
+            "checkpoints": {"every": 2, "keep_last": 2},
+            "logging": {"every": 1},
+        }
+        if stage == "teacher":
+            values["teacher"] = {"source": str(workshop / "clip"), "max_length": 12}
+            values["data"]["train"] = [{"path": str(workshop / "parallel.tsv")}]
+        for name, value in changes.items():
+            *parents, last = name.split("__")
+            node = values
+            for parent in parents:
+                node = node.setdefault(parent, {})
+            node[last] = value
+        return RunConfig.from_values(values)
+
+    return make

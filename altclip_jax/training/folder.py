@@ -1,0 +1,148 @@
+"""A run's folder, which is whole in itself: to go on, nothing else is needed but the data.
+
+`model/` has the configuration and the processor's files, `locked/` each part that does not train, `features/` what was
+computed once, `checkpoints/` the states, `config.json` and `metrics.jsonl` what they say, `export/` the result.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax.sharding import Mesh
+
+from altclip_jax import checkpoints, parallel
+from altclip_jax.json_file import read_json_object, write_json
+from altclip_jax.model.altclip import AltCLIPModel
+from altclip_jax.model.clip import CLIPModel
+from altclip_jax.model.two_towers import TwoTowerModel
+from altclip_jax.processing.processor import AltCLIPProcessor
+from altclip_jax.training.checkpoint import CheckpointStore, load_tree, save_tree
+from altclip_jax.training.config import RunConfig
+from altclip_jax.training.partition import merge, split
+from altclip_jax.weights import pretrained
+from altclip_jax.weights.convert import Params
+
+_FAMILIES: dict[str, type[TwoTowerModel]] = {"altclip": AltCLIPModel, "clip": CLIPModel}
+_REMAT: dict[str, Any] = {"none": False, "full": True, "dots": "dots"}
+
+
+def begin(config: RunConfig, folder: Path) -> Params:
+    """Fills the folder of a new run from the source of its model, and returns the parameters that train.
+
+    Raises:
+        ValueError: the source is not a model of this stage.
+        OSError: it is missing, or the folder cannot be written.
+    """
+    source = pretrained.fetch(config.model.source)
+    kind = model_class(source, config)
+    model, params = kind.from_pretrained(source, dtype="float32")
+    if unknown := sorted(set(config.model.fresh) - set(params)):
+        raise ValueError(f"model.fresh={unknown} are no parts of this model, whose parts are {', '.join(params)}.")
+    if config.model.fresh:
+        drawn = model.init_params(jax.random.key(config.seed))
+        params = {part: drawn[part] if part in config.model.fresh else values for part, values in params.items()}
+    trained, locked = split(params, config.model.train, config.model.frozen)
+    AltCLIPProcessor.from_pretrained(config.model.source).save_pretrained(folder / "model")
+    model.config.save(folder / "model")
+    for part in locked:
+        save_tree(folder / "locked" / part, {part: locked[part]})
+    write_json(folder / "config.json", config.to_dict())
+    return trained
+
+
+def open_model(config: RunConfig, folder: Path) -> TwoTowerModel:
+    """Returns the network of a run, with its settings of computation."""
+    kind = model_class(folder / "model", config)
+    return kind(
+        kind.config_class.from_json(folder / "model"),
+        dtype=jnp.dtype(config.model.dtype),
+        attention_implementation=config.model.attention,
+        remat=_REMAT[config.model.remat],
+    )
+
+
+def model_class(source: Path, config: RunConfig) -> type[TwoTowerModel]:
+    """Returns the class of the model in a folder.
+
+    Raises:
+        ValueError: it is one tower, or a CLIP that shall be a student.
+    """
+    family, part = checkpoints.kind_of(source)
+    if part != "full":
+        raise ValueError(
+            f"{source} is the {part} tower of a model: training needs a whole one, such as `altclip init` makes."
+        )
+    if config.stage == "teacher" and family != "altclip":
+        raise ValueError(
+            f"{source} is a CLIP: the student of teacher learning is an AltCLIP, such as `altclip init` makes."
+        )
+    return _FAMILIES[family]
+
+
+def load_locked(folder: Path, shapes: Params, parts: Iterable[str], mesh: Mesh) -> Params:
+    """Reads parts that do not train onto a mesh.
+
+    Args:
+        folder: The run's.
+        shapes: Of everything that is locked.
+        parts: First levels of that tree; those that train whole are skipped.
+        mesh: Where to.
+    """
+    loaded: Params = {}
+    for part in parts:
+        if part in shapes:
+            own = {part: shapes[part]}
+            loaded |= load_tree(folder / "locked" / part, placed_shapes(own, parallel.param_shardings(mesh, own)))
+    return loaded
+
+
+def placed_shapes(shapes: Any, shardings: Any) -> Any:
+    """Returns shapes that also say where their arrays are."""
+    abstract: Any = jax.ShapeDtypeStruct
+    return jax.tree.map(lambda leaf, place: abstract(leaf.shape, leaf.dtype, sharding=place), shapes, shardings)
+
+
+def export(
+    folder: str | os.PathLike[str], target: str | os.PathLike[str], *, step: int | None = None, average: bool = True
+) -> int:
+    """Writes a checkpoint of a run as a folder that transformers and this library load, and returns its step.
+
+    Args:
+        folder: The run's.
+        target: The new folder.
+        step: One that is there; None: the last.
+        average: The moving average, if the run keeps one.
+
+    Raises:
+        FileNotFoundError: the folder has no run, or no such checkpoint.
+    """
+    folder = Path(folder)
+    if not (folder / "config.json").is_file():
+        raise FileNotFoundError(f"{folder} is not the folder of a training run: it has no config.json.")
+    config = RunConfig.from_values(read_json_object(folder / "config.json"), str(folder / "config.json"))
+    model = open_model(config, folder)
+    with CheckpointStore(folder, config.checkpoints) as store:
+        steps = store.steps()
+        if not steps or (step is not None and step not in steps):
+            have = ", ".join(map(str, steps)) or "none"
+            raise FileNotFoundError(
+                f"{folder} has no checkpoint{'' if step is None else f' of step {step}'}; it has {have}."
+            )
+        found = steps[-1] if step is None else step
+        shapes, locked_shapes = split(model.param_shapes(), config.model.train, config.model.frozen)
+        params = store.params(found, shapes, average=average and config.optimizer.ema_decay is not None)
+    mesh = parallel.make_mesh(devices=jax.devices()[:1])
+    locked = load_locked(folder, locked_shapes, locked_shapes, mesh)
+    write_model(model, merge(params, locked), folder, target)
+    return found
+
+
+def write_model(model: TwoTowerModel, params: Params, folder: Path, target: str | os.PathLike[str]) -> None:
+    """Writes a whole model and the processor of a run."""
+    model.save_pretrained(target, params)
+    AltCLIPProcessor.from_pretrained(folder / "model").save_pretrained(target)

@@ -1,0 +1,273 @@
+"""The only place with a loop over steps."""
+
+from __future__ import annotations
+
+import contextlib
+import math
+import tempfile
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+
+from altclip_jax.data.batches import HostBatch
+from altclip_jax.staging import refusals_explained
+from altclip_jax.training.checkpoint import CheckpointStore
+from altclip_jax.training.config import RunConfig
+from altclip_jax.training.evaluate import summary
+from altclip_jax.training.flops import measured_peak
+from altclip_jax.training.folder import export
+from altclip_jax.training.interrupt import StopRequest
+from altclip_jax.training.log import RunLog
+from altclip_jax.training.run import Run, build
+from altclip_jax.training.state import TrainState
+
+
+class Outcome(NamedTuple):
+    """How a run ended."""
+
+    step: int  # updates done
+    steps: int  # of the whole run
+    stopped_by: str | None  # the signal that ended it early
+    metrics: dict[str, float]  # of the last evaluation, and how fast it went
+    exported: Path | None  # where the finished model is
+
+
+class NotFinite(ValueError):  # noqa: N818 - it says what is the matter
+    """The loss or its gradient was infinite or no number; the message names the step and its samples."""
+
+
+def train(config: RunConfig, *, dry_run: bool = False, quiet: bool = False) -> Outcome:
+    """Trains, from the beginning or from the last checkpoint in the run's folder.
+
+    SIGTERM and SIGINT end it after the step at hand, with everything saved. What is not finite is neither applied nor
+    saved.
+
+    Args:
+        config: What the run is.
+        dry_run: Build everything, do one step of it, and leave nothing behind; features are not computed ahead.
+        quiet: Print nothing.
+
+    Raises:
+        NotFinite: an update was infinite or no number.
+        TooManyBadSamples: the data are worse than the configuration allows.
+        ValueError: the configuration does not fit the model, the data or the run in the folder.
+        OSError: something cannot be read or written.
+    """
+    if dry_run:
+        with tempfile.TemporaryDirectory() as scratch:
+            return _dry_run(config, Path(scratch), quiet)
+    folder = Path(config.folder)
+    with refusals_explained(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+    with StopRequest() as stop, CheckpointStore(folder, config.checkpoints) as store:
+        last = store.latest()
+        if last is not None:
+            store.check(last, config)
+        with RunLog(
+            folder, first_step=last or 0, steps=config.steps, tensorboard=config.logging.tensorboard, quiet=quiet
+        ) as log:
+            run = build(config, folder, resumed=last is not None, say=log.say)
+            state = run.first_state() if last is None else store.restore(last, run.abstract)
+            if last is not None:
+                log.say(f"going on from step {last} of {config.steps} in {folder}")
+            outcome = _Loop(run, store, log, stop).until_done(state)
+    if outcome.stopped_by is None:
+        target = folder / "export"
+        export(folder, target)
+        outcome = outcome._replace(exported=target)
+    return outcome
+
+
+class _Loop:
+    """The loop over steps, and the counts it keeps for what it tells."""
+
+    def __init__(self, run: Run, store: CheckpointStore, log: RunLog, stop: StopRequest):
+        self._run, self._store, self._log, self._stop = run, store, log, stop
+        self._metrics: dict[str, float] = {}  # of the last evaluation
+        self._saved: int | None = store.latest()
+        self._pace = _Pace()
+        self._flops = 0.0
+
+    def until_done(self, state: TrainState) -> Outcome:
+        config = self._run.config
+        step = int(state.step)
+        pending: list[tuple[HostBatch, dict[str, jax.Array]]] = []
+        with self._run.feed(step) as batches, self._profiler() as profile:
+            iterator = iter(batches)
+            while step < config.steps and self._stop.signal is None:
+                try:
+                    batch, arrays = next(iterator)
+                except (ValueError, OSError):
+                    self._keep(step, state, pending)  # the data are bad, the state is not
+                    raise
+                if not self._flops:
+                    self._flops = self._run.flops(arrays)
+                profile(step)
+                state, metrics = self._run.step(state, arrays)
+                step += 1
+                pending.append((batch, metrics))
+                if len(pending) > 1:  # one step may be under way while the next is prepared
+                    self._require_finite(*pending.pop(0))
+                self._pace.step(batch.waited)
+                if step % config.logging.every == 0 or step == config.steps:
+                    self._tell(step, *pending[-1])
+                self._evaluate_and_save(step, state, pending)
+            if self._stop.signal is not None and step < config.steps:
+                self._keep(step, state, pending)
+        self._store.wait()
+        stopped = self._stop.signal.name if self._stop.signal is not None and step < config.steps else None
+        return Outcome(step, config.steps, stopped, {**self._metrics, **self._speed()}, None)
+
+    def _evaluate_and_save(self, step: int, state: TrainState, pending: list[Any]) -> None:
+        config, done = self._run.config, step == self._run.config.steps
+        saves = done or step % config.checkpoints.every == 0
+        evaluates = done or step % config.evaluation.every == 0 or (saves and config.checkpoints.keep_best > 0)
+        if not (saves or evaluates):
+            return
+        with self._pace.paused():
+            self._settle(pending)
+            metrics = None
+            if evaluates and self._run.evaluate is not None:
+                metrics = self._metrics = self._run.evaluate(state)
+                self._log.evaluation(step, metrics)
+                self._log.say(f"step {step}  {summary(metrics)}")
+            if saves:
+                self._store.save(step, state, config, metrics)
+                self._saved = step
+
+    def _keep(self, step: int, state: TrainState, pending: list[Any]) -> None:
+        """Saves outside the schedule, before the run ends early."""
+        self._settle(pending)
+        if step > 0:
+            self._store.save(step, state, self._run.config)
+            self._store.wait()
+            self._saved = step
+
+    def _settle(self, pending: list[Any]) -> None:
+        while pending:
+            self._require_finite(*pending.pop(0))
+
+    def _require_finite(self, batch: HostBatch, metrics: dict[str, jax.Array]) -> None:
+        if bool(metrics["finite"]):
+            return
+        names = ", ".join(dict.fromkeys(batch.names[:10])) + (
+            f" and {len(batch.names) - 10} more" if len(batch.names) > 10 else ""
+        )
+        last = (
+            "no checkpoint has been saved yet"
+            if self._saved is None
+            else f"the checkpoint of step {self._saved} is as it was"
+        )
+        raise NotFinite(
+            f"The update of step {batch.step} is not finite (loss {float(metrics['loss']):g}, norm of the gradient"
+            f" {float(metrics['gradient_norm']):g}); it was not applied, and {last}. Its samples: {names}. Lower"
+            " optimizer.learning_rate, lengthen optimizer.warmup_steps, or look at these samples."
+        )
+
+    def _tell(self, step: int, batch: HostBatch, metrics: dict[str, jax.Array]) -> None:
+        config = self._run.config
+        self._require_finite(batch, metrics)
+        values = {name: float(value) for name, value in metrics.items() if name != "finite"}
+        speed, waiting = self._pace.lately()
+        self._log.train(
+            step,
+            {
+                **values,
+                "learning_rate": float(self._run.schedule(step - 1)),
+                "samples_per_second": speed * config.batch_size,
+                "waiting": waiting,
+            },
+            left=(config.steps - step) / speed if speed else math.inf,
+        )
+
+    def _speed(self) -> dict[str, float]:
+        """Returns samples per second, the share of waiting for input, and that of the peak of matrix products."""
+        steps_per_second, waiting = self._pace.overall()
+        if not steps_per_second:
+            return {}
+        config = self._run.config
+        flops = self._flops * steps_per_second
+        peak = measured_peak(config.model.dtype, self._run.mesh.size)
+        return {
+            "samples_per_second": steps_per_second * config.batch_size,
+            "waiting": waiting,
+            "flops_per_second": flops,
+            "share_of_peak": flops / peak,
+        }
+
+    @contextlib.contextmanager
+    def _profiler(self) -> Iterator[Any]:
+        """Gives a function that is told each step, and traces those that the configuration names."""
+        wanted, tracing = self._run.config.logging.profile_steps, False
+        end: Any = jax.profiler.stop_trace
+
+        def look(step: int) -> None:
+            nonlocal tracing
+            if wanted is not None and not tracing and wanted[0] <= step <= wanted[1]:
+                jax.profiler.start_trace(str(self._run.folder / "profile"))
+                tracing = True
+            elif tracing and wanted is not None and step > wanted[1]:
+                end()
+                tracing = False
+                self._log.say(f"profile of steps {wanted[0]} to {wanted[1]} in {self._run.folder / 'profile'}")
+
+        try:
+            yield look
+        finally:
+            if tracing:
+                end()
+
+
+class _Pace:
+    """How fast steps follow each other, without the first, which compiles, and without evaluation and saving."""
+
+    def __init__(self) -> None:
+        self._all = [0, 0.0, 0.0]  # steps, seconds, seconds of waiting
+        self._recent = [0, 0.0, 0.0]
+        self._mark: float | None = None
+
+    def step(self, waited: float) -> None:
+        now = time.perf_counter()
+        if self._mark is not None:
+            for counts in (self._all, self._recent):
+                counts[0] += 1
+                counts[1] += now - self._mark
+                counts[2] += waited
+        self._mark = now
+
+    @contextlib.contextmanager
+    def paused(self) -> Iterator[None]:
+        yield
+        self._mark = time.perf_counter()
+
+    def lately(self) -> tuple[float, float]:
+        """Returns steps per second and the share of waiting since the last call."""
+        speed = _rates(self._recent)
+        self._recent = [0, 0.0, 0.0]
+        return speed
+
+    def overall(self) -> tuple[float, float]:
+        return _rates(self._all)
+
+
+def _rates(counts: list[Any]) -> tuple[float, float]:
+    steps, seconds, waited = counts
+    return (steps / seconds, min(waited / seconds, 1.0)) if seconds else (0.0, 0.0)
+
+
+def _dry_run(config: RunConfig, folder: Path, quiet: bool) -> Outcome:
+    with RunLog(folder, first_step=0, steps=1, quiet=quiet) as log:
+        run = build(config, folder, resumed=False, storing=False, say=log.say)
+        state = run.first_state()
+        with run.feed(0) as batches:
+            batch, arrays = next(iter(batches))
+            state, metrics = run.step(state, arrays)
+        values = {name: float(np.asarray(value)) for name, value in metrics.items()}
+        log.say(
+            f"one step on {len(batch.names)} samples: loss {values['loss']:.4g}, gradient {values['gradient_norm']:.4g}"
+        )
+    return Outcome(1, config.steps, None, values, None)

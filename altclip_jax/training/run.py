@@ -1,0 +1,126 @@
+"""The parts of a run, built from its configuration: model, parameters on the mesh, optimizer, data, compiled step."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+import optax
+from jax.sharding import Mesh
+
+from altclip_jax import parallel
+from altclip_jax.model.two_towers import TwoTowerModel
+from altclip_jax.training import stages
+from altclip_jax.training.config import RunConfig
+from altclip_jax.training.feeding import Feeder, feed
+from altclip_jax.training.flops import product_flops
+from altclip_jax.training.folder import begin, open_model, placed_shapes
+from altclip_jax.training.objectives import dropout_rates
+from altclip_jax.training.optimizer import make_optimizer, make_schedule
+from altclip_jax.training.partition import split
+from altclip_jax.training.stages import Evaluate, Say
+from altclip_jax.training.state import TrainState, initial_state
+from altclip_jax.training.steps import StepSettings, make_train_step, value_and_gradient
+from altclip_jax.weights.convert import Params
+
+
+@dataclasses.dataclass(kw_only=True)
+class Run:
+    """Everything a loop needs."""
+
+    config: RunConfig
+    folder: Path
+    mesh: Mesh
+    model: TwoTowerModel
+    abstract: TrainState  # shapes, dtypes and places of the state
+    first_state: Callable[[], TrainState]
+    step: Callable[[TrainState, dict[str, np.ndarray]], tuple[TrainState, dict[str, jax.Array]]]  # takes the state away
+    feed: Callable[[int], Feeder]  # from a step on
+    evaluate: Evaluate | None  # None without data for it
+    schedule: optax.Schedule
+    flops: Callable[[dict[str, np.ndarray]], float]  # of a step with such a batch, see `product_flops`
+
+
+def build(config: RunConfig, folder: Path, *, resumed: bool, storing: bool = True, say: Say = lambda text: None) -> Run:
+    """Builds a run, from the source of its model or, if `resumed`, from its folder.
+
+    Args:
+        config: What the run is.
+        folder: Where it is kept.
+        resumed: The folder has a checkpoint of it.
+        storing: Compute features once where the configuration says so; otherwise in every step.
+        say: Is told what takes long.
+
+    Raises:
+        ValueError: the settings do not fit the model or the data.
+        OSError: a source is missing, or the folder cannot be written.
+    """
+    mesh = parallel.make_mesh(**config.mesh.model_dump())
+    mine = parallel.local_rows(mesh, config.batch_size)
+    trained = None if resumed else begin(config, folder)
+    model = open_model(config, folder)
+    trained_shapes, locked_shapes = split(model.param_shapes(), config.model.train, config.model.frozen)
+    build_stage = stages.teacher_learning if config.stage == "teacher" else stages.contrastive
+    parts = build_stage(stages.Builder(config, folder, mesh, model, locked_shapes, storing, say))
+
+    optimizer = make_optimizer(config.optimizer, config.steps, trained_shapes)
+    averaged = config.optimizer.ema_decay is not None
+    make_state = functools.partial(initial_state, optimizer=optimizer, averaged=averaged)
+    shapes = jax.eval_shape(make_state, trained_shapes)
+    places = parallel.state_shardings(mesh, shapes)
+    settings = StepSettings(
+        seed=config.seed,
+        dropout=bool(dropout_rates(model)),
+        micro_batches=config.loss.micro_batches,
+        accumulate=config.loss.accumulate,
+        max_log_scale=config.loss.max_log_scale,
+        ema_decay=config.optimizer.ema_decay,
+        gather=functools.partial(parallel.gathered, mesh),
+    )
+    compiled = jax.jit(
+        make_train_step(parts.objective, optimizer, settings),
+        donate_argnums=0,
+        out_shardings=(places, parallel.sharding(mesh)),
+    )
+
+    def step(state: TrainState, arrays: dict[str, np.ndarray]) -> tuple[TrainState, dict[str, jax.Array]]:
+        done: tuple[TrainState, dict[str, jax.Array]] = compiled(
+            state, parts.locked, parts.helper, parallel.place_batch(mesh, arrays)
+        )
+        return done
+
+    def first_state() -> TrainState:
+        if trained is None:
+            raise ValueError("A resumed run has no first state: it goes on from its checkpoint.")
+        here = jax.device_put(trained, parallel.param_shardings(mesh, trained))
+        state: TrainState = jax.jit(make_state, out_shardings=places)(here)
+        return state
+
+    def flops(arrays: dict[str, np.ndarray]) -> float:
+        plain = dataclasses.replace(parts.objective, model=model.clone(remat=False), **parts.plain)
+        abstract: Any = jax.ShapeDtypeStruct
+        batch = {name: abstract((config.batch_size, *rows.shape[1:]), rows.dtype) for name, rows in arrays.items()}
+
+        def gradient(params: Params, locked: Params, helper: Params, batch: Any) -> Any:
+            return value_and_gradient(plain, StepSettings(), params, locked, helper, batch, None)
+
+        return product_flops(gradient, trained_shapes, parts.locked, parts.helper, batch)
+
+    return Run(
+        config=config,
+        folder=folder,
+        mesh=mesh,
+        model=model,
+        abstract=placed_shapes(shapes, places),
+        first_state=first_state,
+        step=step,
+        feed=lambda first: feed(parts.stream, config, folder, first_step=first, rows=mine, lookup=parts.lookup),
+        evaluate=parts.evaluate,
+        schedule=make_schedule(config.optimizer, config.steps),
+        flops=flops,
+    )

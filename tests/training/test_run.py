@@ -1,0 +1,242 @@
+"""Whole runs, small ones: what they learn, keep, say and refuse."""
+
+import json
+import signal
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+
+from altclip_jax import AltCLIP, AltCLIPModel, CLIPModel
+from altclip_jax.assets import default_checkpoint
+from altclip_jax.data.bad_samples import TooManyBadSamples
+from altclip_jax.training.checkpoint import CheckpointStore
+from altclip_jax.training.config import RunConfig
+from altclip_jax.training.folder import export
+from altclip_jax.training.log import RunLog
+from altclip_jax.training.loop import NotFinite, train
+from altclip_jax.weights.convert import flatten
+
+
+def log_of(config):
+    return [json.loads(line) for line in (Path(config.folder) / "metrics.jsonl").read_text().splitlines()]
+
+
+def losses(config):
+    return [entry["loss"] for entry in log_of(config) if "loss" in entry]
+
+
+def steps_kept(config):
+    with CheckpointStore(Path(config.folder), config.checkpoints) as store:
+        return store.steps()
+
+
+def test_a_contrastive_run_learns_evaluates_and_exports(settings, workshop):
+    source = [{"path": str(workshop / "pictures.jsonl")}]
+    config = settings(
+        steps=40,
+        model__source=str(default_checkpoint()),
+        data__evaluate=source,
+        evaluation__every=20,
+        checkpoints__every=20,
+        optimizer__learning_rate=1e-3,
+    )
+    outcome = train(config, quiet=True)
+    assert (outcome.step, outcome.stopped_by) == (40, None)
+    assert np.mean(losses(config)[-10:]) < np.mean(losses(config)[:10]) - 0.1
+    assert [entry["step"] for entry in log_of(config) if "evaluation" in entry] == [20, 40]
+    assert outcome.metrics["chance@1"] == pytest.approx(1 / 18)
+    assert outcome.metrics["mean_recall"] > 0.9
+    assert outcome.metrics["samples_per_second"] > 0
+    assert 0 < outcome.metrics["share_of_peak"] < 2
+    clip = AltCLIP.from_pretrained(outcome.exported)
+    text = clip.encode_text(["rocket"])
+    assert text.shape == (1, 128)
+
+
+def test_the_exported_model_is_the_last_state_with_the_locked_parts_of_the_source(settings, workshop):
+    config = settings(steps=4)
+    outcome = train(config, quiet=True)
+    before = flatten(AltCLIPModel.from_pretrained(workshop / "student")[1])
+    model, params = AltCLIPModel.from_pretrained(outcome.exported)
+    after = flatten(params)
+    for path in before:
+        same = np.array_equal(before[path], after[path])
+        assert same == path.startswith(("vision_model", "visual_projection")), path
+    with CheckpointStore(Path(config.folder), config.checkpoints) as store:
+        trained = {name: model.param_shapes()[name] for name in ("text_model", "text_projection", "logit_scale")}
+        stored = flatten(store.params(4, trained))
+    for path, leaf in stored.items():
+        np.testing.assert_array_equal(leaf, after[path])
+
+
+@pytest.mark.parametrize("changes", [{}, {"teacher__store": False}, {"teacher__target": "projected"}])
+def test_teacher_learning_lowers_the_error(settings, workshop, changes):
+    source = [{"path": str(workshop / "parallel.tsv")}]
+    config = settings("teacher", steps=30, data__evaluate=source, checkpoints__every=30, **changes)
+    outcome = train(config, quiet=True)
+    assert losses(config)[-1] < 0.7 * losses(config)[0]
+    assert outcome.metrics["loss"] < 0.7 * losses(config)[0]
+    assert {"zh/loss", "fr/text_to_teacher@1", "chance@1"} <= outcome.metrics.keys()
+
+
+def test_stored_teacher_features_give_the_losses_of_those_computed_in_the_step(settings, tmp_path):
+    stored = settings("teacher", folder=str(tmp_path / "stored"))
+    computed = settings("teacher", folder=str(tmp_path / "computed"), teacher__store=False)
+    train(stored, quiet=True)
+    train(computed, quiet=True)
+    np.testing.assert_allclose(losses(stored), losses(computed), rtol=1e-5)
+    assert not (tmp_path / "computed" / "features").exists()
+
+
+def test_stored_image_features_give_the_losses_of_those_computed_in_the_step(settings, tmp_path):
+    stored = settings(folder=str(tmp_path / "stored"))
+    computed = settings(folder=str(tmp_path / "computed"), data__store_image_features=False)
+    train(stored, quiet=True)
+    train(computed, quiet=True)
+    np.testing.assert_allclose(losses(stored), losses(computed), rtol=1e-5)
+
+
+def test_a_clip_is_trained_from_scratch_with_augmentation_average_and_muon(settings, workshop):
+    config = settings(
+        steps=12,
+        model__source=str(workshop / "clip"),
+        model__train=["text_model", "vision_model", "text_projection", "visual_projection", "logit_scale"],
+        data__augmentation={"shift": 0.1, "scale": [0.9, 1.1], "background": 0.5},
+        optimizer__name="muon",
+        optimizer__ema_decay=0.5,
+        model__remat="full",
+    )
+    outcome = train(config, quiet=True)
+    assert losses(config)[-1] < losses(config)[0]
+    _, averaged = CLIPModel.from_pretrained(outcome.exported)
+    export(config.folder, Path(config.folder) / "last", average=False)
+    _, last = CLIPModel.from_pretrained(Path(config.folder) / "last")
+    assert np.abs(averaged["text_projection"]["kernel"] - last["text_projection"]["kernel"]).max() > 1e-5
+
+
+def test_a_run_goes_on_from_its_last_checkpoint_to_the_same_end(settings, workshop, tmp_path, monkeypatch):
+    """The second half knows nothing of the first but the folder; the source of the model is gone."""
+    changes = {"model__source": str(workshop / "forgetful"), "loss__micro_batches": 2}
+    whole, half = (settings(folder=str(tmp_path / name), **changes) for name in ("whole", "half"))
+    train(whole, quiet=True)
+    stopped = interrupted_after(3, half, monkeypatch)
+    assert (stopped.step, stopped.stopped_by, stopped.exported) == (3, "SIGTERM", None)
+    monkeypatch.setattr("altclip_jax.training.run.begin", None)
+    assert train(half, quiet=True).step == 6
+    for name in ("model.safetensors", "config.json"):
+        assert (tmp_path / "half/export" / name).read_bytes() == (tmp_path / "whole/export" / name).read_bytes()
+    assert losses(half) == losses(whole)
+
+
+def interrupted_after(step, config, monkeypatch):
+    tell = RunLog.train
+
+    def then_stop(self, at, metrics, left):
+        tell(self, at, metrics, left)
+        if at == step:
+            signal.raise_signal(signal.SIGTERM)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(RunLog, "train", then_stop)
+        return train(config, quiet=True)
+
+
+def test_a_checkpoint_is_restored_onto_another_arrangement_of_devices(settings, tmp_path, monkeypatch):
+    whole = settings(folder=str(tmp_path / "whole"))
+    train(whole, quiet=True)
+    half = settings(folder=str(tmp_path / "half"))
+    interrupted_after(4, half, monkeypatch)
+    again = settings(folder=str(tmp_path / "half"), mesh={"data": 2, "fsdp": 2, "tensor": 2})
+    train(again, quiet=True)
+    np.testing.assert_allclose(losses(again), losses(whole), rtol=2e-5)
+
+
+def test_other_settings_than_those_of_the_checkpoint_are_refused_with_a_diff(settings):
+    train(settings(), quiet=True)
+    with pytest.raises(ValueError, match=r"(?s)other settings.*learning_rate: 0\.01 -> 0\.02.*seed: 0 -> 1"):
+        train(settings(seed=1, optimizer__learning_rate=0.02), quiet=True)
+    assert train(settings(logging__every=3), quiet=True).step == 6
+
+
+def test_the_last_and_the_best_checkpoints_are_kept(settings, workshop):
+    source = [{"path": str(workshop / "pictures.jsonl")}]
+    config = settings(
+        steps=10,
+        data__evaluate=source,
+        checkpoints={"every": 2, "keep_last": 1, "keep_best": 1, "metric": "loss", "mode": "max"},
+    )
+    train(config, quiet=True)
+    evaluations = {entry["step"]: entry["evaluation"]["loss"] for entry in log_of(config) if "evaluation" in entry}
+    worst = max(evaluations, key=evaluations.get)
+    assert worst != 10
+    assert steps_kept(config) == sorted({worst, 10})
+
+
+def test_an_update_that_is_not_finite_stops_the_run_and_names_its_samples(settings):
+    config = settings(optimizer__learning_rate=1e38, optimizer__clip_norm=None, optimizer__warmup_steps=3)
+    with pytest.raises(NotFinite, match=r"(?s)The update of step \d is not finite .*pictures.jsonl:\d+.*learning_rate"):
+        train(config, quiet=True)
+    with CheckpointStore(Path(config.folder), config.checkpoints) as store:
+        for step in store.steps():
+            shapes = AltCLIPModel.from_pretrained(config.model.source)[0].param_shapes()
+            kept = {name: shapes[name] for name in ("text_model", "text_projection", "logit_scale")}
+            assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(store.params(step, kept)))
+
+
+def test_bad_samples_are_replaced_counted_and_named(settings, workshop, tmp_path):
+    lines = (workshop / "pictures.jsonl").read_text(encoding="utf-8").splitlines(keepends=True)
+    broken = tmp_path / "broken.jsonl"
+    broken.write_text("".join(lines) + '{"image": "/absent.png", "caption": "nothing"}\n', encoding="utf-8")
+    config = settings(data__train=[{"path": str(broken)}], steps=4)
+    train(config, quiet=True)
+    logged = [json.loads(line) for line in (Path(config.folder) / "bad_samples.jsonl").read_text().splitlines()]
+    assert [entry["sample"] for entry in logged] == [f"{broken}:{len(lines) + 1}"]
+
+
+def test_too_many_bad_samples_stop_the_run_after_saving_it(settings, tmp_path, workshop):
+    lines = (workshop / "pictures.jsonl").read_text(encoding="utf-8").splitlines(keepends=True)
+    broken = tmp_path / "broken.jsonl"
+    broken.write_text("".join(lines) + '{"image": "/absent.png", "caption": "nothing"}\n', encoding="utf-8")
+    config = settings(
+        data__train=[{"path": str(broken)}],
+        data__max_bad_share=0.0,
+        data__store_image_features=False,
+        checkpoints__every=100,
+        batch_size=8,
+    )
+    with pytest.raises(TooManyBadSamples, match=r"absent\.png"):
+        train(config, quiet=True)
+    told = [entry["step"] for entry in log_of(config)]
+    assert steps_kept(config) == ([told[-1]] if told else [])
+
+
+def test_a_dry_run_does_one_step_and_leaves_nothing_behind(settings, tmp_path):
+    before = sorted(tmp_path.rglob("*"))
+    outcome = train(settings(), dry_run=True, quiet=True)
+    assert outcome.step == 1
+    assert np.isfinite(outcome.metrics["loss"])
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+def test_a_folder_that_cannot_be_made_is_a_sentence(settings, tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(OSError, match="could not be written"):
+        train(settings(folder=str(tmp_path / "file" / "run")), quiet=True)
+
+
+def test_what_does_not_fit_the_stage_is_refused(settings, workshop):
+    with pytest.raises(ValueError, match="is a CLIP: the student"):
+        train(settings("teacher", model__source=str(workshop / "clip")), quiet=True)
+    with pytest.raises(ValueError, match="cannot be dealt evenly over data x fsdp = 8 devices"):
+        train(settings(batch_size=12), quiet=True)
+    with pytest.raises(ValueError, match="'vision' is no part"):
+        train(settings(model__train=["vision"]), quiet=True)
+
+
+def test_the_recipes_are_read():
+    recipes = sorted((Path(__file__).parents[2] / "recipes").rglob("*.toml"))
+    assert recipes
+    for recipe in recipes:
+        RunConfig.read(recipe)

@@ -103,10 +103,21 @@ def test_mistakes_are_sentences_and_exit_with_one(capsys, arguments, words):
     assert words in err
 
 
-def test_wrong_usage_exits_with_two_and_interruption_with_130(capsys, monkeypatch):
+def test_settings_of_a_run_may_stand_behind_its_options(capsys):
+    code, _, err = run(capsys, "train", "none.toml", "steps=1", "--dry-run", "--json", "seed=2")
+    assert (code, "There is no none.toml" in err) == (1, True)
+
+
+@pytest.mark.parametrize(
+    "arguments", [["classify", CAT], ["info", ".", "--json", "more"], ["train", "none.toml", "--such", "steps=1"]]
+)
+def test_wrong_usage_exits_with_two(arguments):
     with pytest.raises(SystemExit) as caught:
-        cli.main(["classify", CAT])
+        cli.main(arguments)
     assert caught.value.code == 2
+
+
+def test_interruption_exits_with_130(capsys, monkeypatch):
 
     def interrupted(*_, **__):
         raise KeyboardInterrupt
@@ -115,7 +126,9 @@ def test_wrong_usage_exits_with_two_and_interruption_with_130(capsys, monkeypatc
     assert run(capsys, "classify", CAT, "--labels", "a")[0] == 130
 
 
-@pytest.mark.parametrize("command", ["", "classify", "similarity", "embed", "convert", "info"])
+@pytest.mark.parametrize(
+    "command", ["", "classify", "similarity", "embed", "convert", "info", "init", "train", "export"]
+)
 def test_help_imports_nothing_heavy(command):
     program = (
         "import sys, altclip_jax, altclip_jax.cli as cli\n"

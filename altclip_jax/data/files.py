@@ -7,6 +7,7 @@ import itertools
 import os
 import re
 import threading
+import weakref
 from collections import OrderedDict
 from collections.abc import Iterator
 from pathlib import Path
@@ -48,12 +49,12 @@ class OpenFiles:
 
 class _Handle:
     def __init__(self, path: Path):
-        self._descriptor: int | None = None
         self._descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_BINARY", 0))
+        # at exit other threads may still read, and the system closes it anyway
+        weakref.finalize(self, os.close, self._descriptor).atexit = False
         self._lock = threading.Lock()
 
     def read(self, offset: int, size: int) -> bytes:
-        assert self._descriptor is not None
         blocks = []
         while size > 0:
             if hasattr(os, "pread"):
@@ -67,10 +68,6 @@ class _Handle:
             blocks.append(block)
             offset, size = offset + len(block), size - len(block)
         return b"".join(blocks)
-
-    def __del__(self) -> None:
-        if self._descriptor is not None:
-            os.close(self._descriptor)
 
 
 def expanded(pattern: str | os.PathLike[str]) -> list[Path]:

@@ -18,7 +18,7 @@ def recall(
 ) -> dict[int, float]:
     """Returns {k: share of queries whose right item is among the k of the largest product}.
 
-    An item that scores as the right one does counts as before it, so that equal embeddings are no success.
+    An item that scores as the right one does counts as before it, so that equal embeddings, or NaN, are no success.
 
     Args:
         queries: One row per query.
@@ -44,5 +44,5 @@ def chance(items: int, at: Sequence[int] = (1, 5, 10)) -> dict[int, float]:
 def _ranks(queries: np.ndarray, items: np.ndarray, right: np.ndarray) -> np.ndarray:
     scores = queries @ items.T
     own = scores[np.arange(len(queries)), right]
-    ranks: np.ndarray = np.sum(scores >= own[:, None], axis=1) - 1
+    ranks: np.ndarray = np.sum(~(scores < own[:, None]), axis=1) - 1  # so that NaN is no success either
     return ranks

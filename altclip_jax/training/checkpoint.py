@@ -20,18 +20,25 @@ from altclip_jax.weights.convert import Params
 class CheckpointStore:
     """The checkpoints in a run's folder; a context manager that waits for what is being written."""
 
-    def __init__(self, folder: Path, settings: CheckpointSettings):
+    def __init__(self, folder: Path, settings: CheckpointSettings, *, read_only: bool = False):
         """Opens `folder`/checkpoints, making it if need be.
+
+        Args:
+            folder: The run's.
+            settings: What is kept.
+            read_only: Change nothing, neither make the folder nor clear away what another process has begun to write.
 
         Raises:
             OSError: the folder cannot be made or written to.
         """
         self._folder = (folder / "checkpoints").absolute()
-        with refusals_explained(self._folder):
-            self._folder.mkdir(parents=True, exist_ok=True)
-            probe = self._folder / ".writable"
-            probe.touch()
-            probe.unlink()
+        self._settings = settings
+        if not read_only:
+            with refusals_explained(self._folder):
+                self._folder.mkdir(parents=True, exist_ok=True)
+                probe = self._folder / ".writable"
+                probe.touch()
+                probe.unlink()
         keep: list[Any] = [policies.LatestN(settings.keep_last)]
         if settings.keep_best:
             keep.append(
@@ -44,7 +51,10 @@ class CheckpointStore:
                 )
             )
         options = ocp.CheckpointManagerOptions(
-            preservation_policy=policies.AnyPreservationPolicy(keep), cleanup_tmp_directories=True
+            preservation_policy=policies.AnyPreservationPolicy(keep),
+            cleanup_tmp_directories=not read_only,
+            create=not read_only,
+            read_only=read_only,
         )
         with self._explained("opened"):
             self._manager = ocp.CheckpointManager(self._folder, options=options)
@@ -73,10 +83,16 @@ class CheckpointStore:
         """Copies the state and writes it in the background; a step that is there already is left as it is.
 
         Raises:
+            ValueError: the metric that decides what is best is not among `metrics`.
             OSError: this or the previous checkpoint could not be written; the last whole one is as it was.
         """
         if step in self._manager.all_steps():
             return
+        if self._settings.keep_best and metrics and self._settings.metric not in metrics:
+            raise ValueError(
+                f"checkpoints.metric is {self._settings.metric!r}, which is not evaluated; there are"
+                f" {', '.join(metrics)}."
+            )
         items = ocp.args.Composite(state=ocp.args.StandardSave(state), config=ocp.args.JsonSave(config.to_dict()))
         with self._explained("written"):
             self._manager.save(step, args=items, metrics=dict(metrics) if metrics else None)
@@ -95,8 +111,10 @@ class CheckpointStore:
 
         Raises:
             ValueError: they differ in what decides the numbers; every difference is shown.
+            OSError: the checkpoint cannot be read.
         """
-        found = self._manager.restore(step, args=ocp.args.Composite(config=ocp.args.JsonRestore()))["config"]
+        with self._readable(step):
+            found = self._manager.restore(step, args=ocp.args.Composite(config=ocp.args.JsonRestore()))["config"]
         if differences := config.differences(found):
             raise ValueError(
                 f"The run in {self._folder.parent} was started with other settings (its own -> yours):\n  - "
@@ -113,9 +131,10 @@ class CheckpointStore:
 
         Raises:
             ValueError: the checkpoint holds another tree or other shapes; every difference is shown.
+            OSError: it cannot be read.
         """
         self._check_shapes(step, abstract)
-        with self._explained("read"):
+        with self._readable(step):
             restored = self._manager.restore(step, args=ocp.args.Composite(state=ocp.args.StandardRestore(abstract)))
         state: TrainState = restored["state"]
         return state
@@ -127,6 +146,9 @@ class CheckpointStore:
             step: One of `steps()`.
             shapes: The tree of the parameters that train.
             average: The moving average.
+
+        Raises:
+            OSError: the checkpoint cannot be read.
         """
         name = "average" if average else "params"
         place = jax.sharding.SingleDeviceSharding(jax.devices()[0])
@@ -135,12 +157,12 @@ class CheckpointStore:
         arguments = ocp.args.PyTreeRestore(
             item=wanted, partial_restore=True, restore_args=ocp.checkpoint_utils.construct_restore_args(wanted)
         )
-        with self._explained("read"), ocp.PyTreeCheckpointer() as checkpointer:
+        with self._readable(step), ocp.PyTreeCheckpointer() as checkpointer:
             restored: Params = checkpointer.restore(self._folder / str(step) / "state", args=arguments)[name]
         return restored
 
     def _check_shapes(self, step: int, abstract: TrainState) -> None:
-        with ocp.StandardCheckpointer() as checkpointer:
+        with self._readable(step), ocp.StandardCheckpointer() as checkpointer:
             metadata: Any = checkpointer.metadata(self._folder / str(step) / "state")
         stored = getattr(metadata, "item_metadata", metadata).tree  # older orbax gives the tree's directly
         have, want = _shapes(stored), _shapes(abstract)
@@ -158,29 +180,57 @@ class CheckpointStore:
 
     @contextlib.contextmanager
     def _explained(self, what: str) -> Iterator[None]:
-        """Turns whatever orbax and its storage raise, which may be anything, into a sentence with the place."""
         try:
             yield
         except Exception as error:
             last = max((int(path.name) for path in self._folder.glob("[0-9]*") if path.name.isdecimal()), default=None)
             kept = "there is none yet" if last is None else f"the last whole one is of step {last}"
-            reason = " ".join(str(error).split())[:300]
+            raise OSError(f"A checkpoint in {self._folder} could not be {what} ({_reason(error)}); {kept}.") from error
+
+    @contextlib.contextmanager
+    def _readable(self, step: int) -> Iterator[None]:
+        try:
+            yield
+        except Exception as error:
             raise OSError(
-                f"A checkpoint in {self._folder} could not be {what} ({type(error).__name__}: {reason}); {kept}."
+                f"The checkpoint {self._folder / str(step)} could not be read ({_reason(error)}). To go on from an"
+                " earlier one, move this one out of the way."
             ) from error
 
 
 def save_tree(folder: Path, tree: Params) -> None:
-    """Writes a parameter tree by itself, whole or not at all; one that is there is replaced."""
-    with ocp.StandardCheckpointer() as checkpointer:
-        checkpointer.save(folder.absolute(), tree, force=True)
+    """Writes a parameter tree by itself, whole or not at all; one that is there is replaced.
+
+    Raises:
+        OSError: it could not be written.
+    """
+    try:
+        with ocp.StandardCheckpointer() as checkpointer:
+            checkpointer.save(folder.absolute(), tree, force=True)
+    except Exception as error:
+        raise OSError(f"{folder} could not be written ({_reason(error)}).") from error
 
 
 def load_tree(folder: Path, abstract: Params) -> Params:
-    """Reads a tree that `save_tree` wrote onto the devices that `abstract` names."""
-    with ocp.StandardCheckpointer() as checkpointer:
-        tree: Params = checkpointer.restore(folder.absolute(), abstract)
+    """Reads a tree that `save_tree` wrote onto the devices that `abstract` names.
+
+    Raises:
+        OSError: it could not be read.
+    """
+    try:
+        with ocp.StandardCheckpointer() as checkpointer:
+            tree: Params = checkpointer.restore(folder.absolute(), abstract)
+    except Exception as error:
+        raise OSError(f"{folder} could not be read ({_reason(error)}).") from error
     return tree
+
+
+def _reason(error: BaseException) -> str:
+    """Returns in one line what orbax or its storage raised, which may be anything and has its cause at the end."""
+    while error.__cause__ is not None:
+        error = error.__cause__
+    text = " ".join(str(error).split())
+    return f"{type(error).__name__}: {text if len(text) <= 300 else f'{text[:80]} ... {text[-215:]}'}"
 
 
 def _shapes(tree: Any) -> dict[str, str]:

@@ -37,7 +37,17 @@ _STAGE_DEFAULTS: dict[str, dict[str, Any]] = {
     },
 }
 # What may change between the halves of an interrupted run: nothing that decides the numbers.
-_FREE_TO_CHANGE = ("folder", "data.threads", "data.prefetch", "checkpoints", "logging", "mesh", "evaluation")
+_FREE_TO_CHANGE = (
+    "folder",
+    "data.threads",
+    "data.prefetch",
+    "data.max_bad_share",
+    "data.evaluate",
+    "checkpoints",
+    "logging",
+    "mesh",
+    "evaluation",
+)
 
 
 class _Settings(pydantic.BaseModel):
@@ -212,6 +222,14 @@ class RunConfig(_Settings):
                 problems.append(f"loss.{name}={getattr(self.loss, name)} must divide batch_size={self.batch_size}")
         if self.loss.micro_batches > 1 and self.loss.accumulate > 1:
             problems.append("loss.micro_batches and loss.accumulate cut the batch in two ways: use one of them")
+        compared = self.batch_size // self.loss.accumulate
+        if self.loss.form == "chunked" and compared % min(self.loss.chunk_rows, compared):
+            problems.append(f"loss.chunk_rows={self.loss.chunk_rows} must divide the {compared} rows that are compared")
+        unread = sorted(set(self.model.train) - {"text_model", "text_projection"})
+        if self.stage == "teacher" and (unread or (self.teacher and self.teacher.target == "pooled")):
+            unread += ["text_projection"] if "text_projection" in self.model.train else []
+            if unread:
+                problems.append(f"model.train={unread} are not read by this stage: nothing can be learned for them")
         if self.optimizer.warmup_steps > self.steps:
             problems.append(f"optimizer.warmup_steps={self.optimizer.warmup_steps} exceeds steps={self.steps}")
         if problems:
@@ -304,7 +322,7 @@ def _anchor(values: dict[str, Any], folder: Path) -> None:
         if isinstance(table, dict) and isinstance(table.get(key), str):
             beside = folder / table[key]
             is_path = key == "path" or beside.exists() or table[key].startswith((".", "/"))
-            table[key] = os.path.normpath(beside) if is_path else table[key]
+            table[key] = str(beside.resolve()) if is_path else table[key]
 
 
 def _set(values: dict[str, Any], override: str) -> None:
@@ -316,10 +334,13 @@ def _set(values: dict[str, Any], override: str) -> None:
     except tomllib.TOMLDecodeError:
         value = text  # a string that needs no quotes, as on any command line
     *parents, last = name.split(".")
-    node: Any = values
-    for parent in parents:
-        node = node[int(parent)] if isinstance(node, list) and parent.isdecimal() else node.setdefault(parent, {})
-    node[int(last) if isinstance(node, list) and last.isdecimal() else last] = value
+    try:
+        node: Any = values
+        for parent in parents:
+            node = node[int(parent)] if isinstance(node, list) else node.setdefault(parent, {})
+        node[int(last) if isinstance(node, list) else last] = value
+    except (TypeError, ValueError, IndexError, AttributeError):
+        raise ValueError(f"{override!r} names no setting: there is no place {name} in this file.") from None
 
 
 def _place(location: Sequence[Any]) -> str:

@@ -51,24 +51,29 @@ def image_text_metrics(
     """
     place = {int(name): index for index, name in enumerate(image_ids)}
     metrics: dict[str, float] = {}
-    losses, everything = [], []
+    losses, everything, named = [], [], []
     for language in dict.fromkeys(languages):
         first: dict[int, int] = {}
         for index, (name, own) in enumerate(zip(text_ids.tolist(), languages, strict=True)):
             if own == language and name in place:
                 first.setdefault(place[name], index)
+        if not first:
+            continue  # none of its pictures could be read
         right, chosen = np.array(list(first), np.int64), np.array(list(first.values()), np.int64)
         to_image = recall(texts[chosen], images, right, AT)
         to_text = recall(images[right], texts[chosen], np.arange(len(right)), AT)
         for k in AT:
             metrics[f"{language}/text_to_image@{k}"], metrics[f"{language}/image_to_text@{k}"] = to_image[k], to_text[k]
         everything += [*to_image.values(), *to_text.values()]
+        named.append(len(right))
         losses.append(_contrastive(texts[chosen], images[right], log_scale, block))
     for k in AT:
         for direction in ("text_to_image", "image_to_text"):
             values = [value for name, value in metrics.items() if name.endswith(f"/{direction}@{k}")]
             metrics[f"{direction}@{k}"] = float(np.mean(values))
-        metrics[f"chance@{k}"] = chance(len(images), AT)[k]
+        # of both directions: a language may name fewer things than there are pictures
+        guesses = [chance(count, AT)[k] for count in (*([len(images)] * len(named)), *named)]
+        metrics[f"chance@{k}"] = float(np.mean(guesses))
     return {**metrics, "mean_recall": float(np.mean(everything)), "loss": float(np.mean(losses))}
 
 

@@ -7,6 +7,7 @@ computed once, `checkpoints/` the states, `config.json` and `metrics.jsonl` what
 from __future__ import annotations
 
 import os
+import shutil
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,7 @@ from altclip_jax.model.altclip import AltCLIPModel
 from altclip_jax.model.clip import CLIPModel
 from altclip_jax.model.two_towers import TwoTowerModel
 from altclip_jax.processing.processor import AltCLIPProcessor
+from altclip_jax.staging import refusals_explained
 from altclip_jax.training.checkpoint import CheckpointStore, load_tree, save_tree
 from altclip_jax.training.config import RunConfig
 from altclip_jax.training.partition import merge, split
@@ -47,6 +49,7 @@ def begin(config: RunConfig, folder: Path) -> Params:
         drawn = model.init_params(jax.random.key(config.seed))
         params = {part: drawn[part] if part in config.model.fresh else values for part, values in params.items()}
     trained, locked = split(params, config.model.train, config.model.frozen)
+    _forget_others(config, folder)
     AltCLIPProcessor.from_pretrained(config.model.source).save_pretrained(folder / "model")
     model.config.save(folder / "model")
     for part in locked:
@@ -126,7 +129,7 @@ def export(
         raise FileNotFoundError(f"{folder} is not the folder of a training run: it has no config.json.")
     config = RunConfig.from_values(read_json_object(folder / "config.json"), str(folder / "config.json"))
     model = open_model(config, folder)
-    with CheckpointStore(folder, config.checkpoints) as store:
+    with CheckpointStore(folder, config.checkpoints, read_only=True) as store:
         steps = store.steps()
         if not steps or (step is not None and step not in steps):
             have = ", ".join(map(str, steps)) or "none"
@@ -146,3 +149,13 @@ def write_model(model: TwoTowerModel, params: Params, folder: Path, target: str 
     """Writes a whole model and the processor of a run."""
     model.save_pretrained(target, params)
     AltCLIPProcessor.from_pretrained(folder / "model").save_pretrained(target)
+
+
+def _forget_others(config: RunConfig, folder: Path) -> None:
+    """Removes features that another run, which never came to its first checkpoint, has left in the folder."""
+    described = folder / "config.json"
+    if (folder / "features").exists() and not (
+        described.is_file() and not config.differences(read_json_object(described))
+    ):
+        with refusals_explained(folder / "features"):
+            shutil.rmtree(folder / "features")

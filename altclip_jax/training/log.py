@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any, Self
 
 from altclip_jax.json_file import write_bytes
+from altclip_jax.staging import refusals_explained
 
 
 class RunLog:
@@ -20,13 +21,17 @@ class RunLog:
     """
 
     def __init__(self, folder: Path, *, first_step: int, steps: int, tensorboard: bool = False, quiet: bool = False):
-        """Opens `folder`/metrics.jsonl to go on from `first_step` updates done."""
+        """Opens `folder`/metrics.jsonl to go on from `first_step` updates done.
+
+        Raises:
+            ValueError: the extra that TensorBoard needs is not installed.
+            OSError: the file cannot be written.
+        """
+        self._board = _board(folder, first_step) if tensorboard else None
         self._path = folder / "metrics.jsonl"
-        kept = _lines_until(self._path, first_step)
-        write_bytes(self._path, b"".join(kept))
-        self._file = self._path.open("a", encoding="utf-8")
+        write_bytes(self._path, b"".join(_lines_until(self._path, first_step)))
+        self._file = self._path.open("ab", buffering=0)
         self._steps, self._quiet = steps, quiet
-        self._board = _board(folder) if tensorboard else None
         self._bar: Any = None
         if not quiet and sys.stderr.isatty():
             self._bar, self._task = _bar(steps, first_step)
@@ -65,12 +70,10 @@ class RunLog:
             print(text, file=sys.stderr, flush=True)
 
     def _write(self, entry: Mapping[str, Any]) -> None:
-        finite = {
-            name: None if isinstance(value, float) and not math.isfinite(value) else value
-            for name, value in entry.items()
-        }
-        self._file.write(json.dumps(finite, ensure_ascii=False) + "\n")
-        self._file.flush()
+        rest = memoryview(json.dumps(_finite(entry), ensure_ascii=False).encode() + b"\n")
+        with refusals_explained(self._path):
+            while rest:
+                rest = rest[self._file.write(rest) :]
         if self._board is not None:
             values = entry.get("evaluation", entry)
             prefix = "evaluation" if "evaluation" in entry else "train"
@@ -95,14 +98,22 @@ def _lines_until(path: Path, step: int) -> list[bytes]:
     return kept
 
 
-def _board(folder: Path) -> Any:
+def _finite(value: Any) -> Any:
+    """Returns an entry with null for what JSON has no number for."""
+    if isinstance(value, Mapping):
+        return {name: _finite(own) for name, own in value.items()}
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def _board(folder: Path, first_step: int) -> Any:
     try:
         from tensorboardX import SummaryWriter
     except ImportError:
         raise ValueError(
             "logging.tensorboard needs the extra of that name: pip install 'altclip-jax[tensorboard]'."
         ) from None
-    return SummaryWriter(os.fspath(folder / "tensorboard"))
+    # what an interrupted run told after its last checkpoint is not shown
+    return SummaryWriter(os.fspath(folder / "tensorboard"), purge_step=first_step + 1)
 
 
 def _bar(steps: int, done: int) -> tuple[Any, Any]:

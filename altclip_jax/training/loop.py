@@ -6,7 +6,7 @@ import contextlib
 import math
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -106,15 +106,17 @@ class _Loop:
                     raise
                 if not self._flops:
                     self._flops = self._run.flops(arrays)
-                profile(step)
+                profile(step + 1, pending)
                 state, metrics = self._run.step(state, arrays)
                 step += 1
                 pending.append((batch, metrics))
                 if len(pending) > 1:  # one step may be under way while the next is prepared
                     self._require_finite(*pending.pop(0))
+                if self._due(step):
+                    self._settle(pending)  # before the clock is looked at: this wait is the step's own
                 self._pace.step(batch.waited)
                 if step % config.logging.every == 0 or step == config.steps:
-                    self._tell(step, *pending[-1])
+                    self._tell(step, batch, metrics)
                 self._evaluate_and_save(step, state, pending)
             if self._stop.signal is not None and step < config.steps:
                 self._keep(step, state, pending)
@@ -123,21 +125,30 @@ class _Loop:
         return Outcome(step, config.steps, stopped, {**self._metrics, **self._speed()}, None)
 
     def _evaluate_and_save(self, step: int, state: TrainState, pending: list[Any]) -> None:
-        config, done = self._run.config, step == self._run.config.steps
-        saves = done or step % config.checkpoints.every == 0
-        evaluates = done or step % config.evaluation.every == 0 or (saves and config.checkpoints.keep_best > 0)
-        if not (saves or evaluates):
+        if not (due := self._due(step)):
             return
+        saves, evaluates = due
         with self._pace.paused():
             self._settle(pending)
             metrics = None
             if evaluates and self._run.evaluate is not None:
-                metrics = self._metrics = self._run.evaluate(state)
+                try:
+                    metrics = self._metrics = self._run.evaluate(state)
+                except Exception:
+                    self._keep(step, state, pending)  # what is wrong with the evaluation is not with the state
+                    raise
                 self._log.evaluation(step, metrics)
                 self._log.say(f"step {step}  {summary(metrics)}")
             if saves:
-                self._store.save(step, state, config, metrics)
+                self._store.save(step, state, self._run.config, metrics)
                 self._saved = step
+
+    def _due(self, step: int) -> tuple[bool, bool] | tuple[()]:
+        """Returns whether a step is saved and whether it is evaluated, or nothing where it is neither."""
+        config, done = self._run.config, step == self._run.config.steps
+        saves = done or step % config.checkpoints.every == 0
+        evaluates = done or step % config.evaluation.every == 0 or (saves and config.checkpoints.keep_best > 0)
+        return (saves, evaluates) if saves or evaluates else ()
 
     def _keep(self, step: int, state: TrainState, pending: list[Any]) -> None:
         """Saves outside the schedule, before the run ends early."""
@@ -163,7 +174,7 @@ class _Loop:
             else f"the checkpoint of step {self._saved} is as it was"
         )
         raise NotFinite(
-            f"The update of step {batch.step} is not finite (loss {float(metrics['loss']):g}, norm of the gradient"
+            f"The update of step {batch.step + 1} is not finite (loss {float(metrics['loss']):g}, norm of the gradient"
             f" {float(metrics['gradient_norm']):g}); it was not applied, and {last}. Its samples: {names}. Lower"
             " optimizer.learning_rate, lengthen optimizer.warmup_steps, or look at these samples."
         )
@@ -178,8 +189,7 @@ class _Loop:
             {
                 **values,
                 "learning_rate": float(self._run.schedule(step - 1)),
-                "samples_per_second": speed * config.batch_size,
-                "waiting": waiting,
+                **({"samples_per_second": speed * config.batch_size, "waiting": waiting} if speed else {}),
             },
             left=(config.steps - step) / speed if speed else math.inf,
         )
@@ -200,26 +210,30 @@ class _Loop:
         }
 
     @contextlib.contextmanager
-    def _profiler(self) -> Iterator[Any]:
-        """Gives a function that is told each step, and traces those that the configuration names."""
-        wanted, tracing = self._run.config.logging.profile_steps, False
-        end: Any = jax.profiler.stop_trace
+    def _profiler(self) -> Iterator[Callable[[int, list[Any]], None]]:
+        """Gives a function that is told of each step before it is done, and traces those of the configuration."""
+        first, last = self._run.config.logging.profile_steps or (0, 0)
+        folder, tracing = self._run.folder / "profile", False
 
-        def look(step: int) -> None:
+        def switch() -> None:
             nonlocal tracing
-            if wanted is not None and not tracing and wanted[0] <= step <= wanted[1]:
-                jax.profiler.start_trace(str(self._run.folder / "profile"))
-                tracing = True
-            elif tracing and wanted is not None and step > wanted[1]:
-                end()
-                tracing = False
-                self._log.say(f"profile of steps {wanted[0]} to {wanted[1]} in {self._run.folder / 'profile'}")
+            tracing = not tracing
+            if tracing:
+                jax.profiler.start_trace(str(folder))
+            else:
+                jax.profiler.stop_trace()  # type: ignore[no-untyped-call]
+                self._log.say(f"profile of steps {first} to {last} in {folder}")
+
+        def look(step: int, pending: list[Any]) -> None:
+            if tracing != (first <= step <= last):
+                self._settle(pending)  # what is still under way belongs to this side
+                switch()
 
         try:
             yield look
         finally:
             if tracing:
-                end()
+                switch()
 
 
 class _Pace:
@@ -260,7 +274,7 @@ def _rates(counts: list[Any]) -> tuple[float, float]:
 
 
 def _dry_run(config: RunConfig, folder: Path, quiet: bool) -> Outcome:
-    with RunLog(folder, first_step=0, steps=1, quiet=quiet) as log:
+    with RunLog(folder, first_step=0, steps=1, tensorboard=config.logging.tensorboard, quiet=quiet) as log:
         run = build(config, folder, resumed=False, storing=False, say=log.say)
         state = run.first_state()
         with run.feed(0) as batches:

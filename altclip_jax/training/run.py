@@ -95,9 +95,11 @@ def build(config: RunConfig, folder: Path, *, resumed: bool, storing: bool = Tru
         return done
 
     def first_state() -> TrainState:
+        nonlocal trained
         if trained is None:
             raise ValueError("A resumed run has no first state: it goes on from its checkpoint.")
         here = jax.device_put(trained, parallel.param_shardings(mesh, trained))
+        trained = None  # or it would stay on its device for the whole run
         state: TrainState = jax.jit(make_state, out_shardings=places)(here)
         return state
 

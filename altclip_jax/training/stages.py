@@ -15,6 +15,7 @@ import numpy as np
 from jax.sharding import Mesh
 
 from altclip_jax import hub, parallel
+from altclip_jax.data.bad_samples import BadSamples
 from altclip_jax.data.batches import HostBatch, Stream
 from altclip_jax.data.image_text_stream import ImageTextStream
 from altclip_jax.data.text_pair_stream import TextPairStream
@@ -55,6 +56,10 @@ class Builder:
         """The rows of a batch of evaluation, which can be dealt over the devices."""
         devices: int = self.mesh.shape["data"] * self.mesh.shape["fsdp"]
         return math.ceil(self.config.evaluation.batch_size / devices) * devices
+
+    def bad_samples(self) -> BadSamples:
+        """Returns a count for a walk over everything, with the run's own limit and log."""
+        return BadSamples(self.folder / "bad_samples.jsonl", max_bad_share=self.config.data.max_bad_share)
 
     def locked(self, parts: Iterable[str]) -> Params:
         """Reads locked parts onto the mesh."""
@@ -152,7 +157,9 @@ def _image_features(builder: Builder) -> Callable[[str, ImageTextStream], Rows]:
     def pooled(name: str, stream: ImageTextStream) -> Rows:
         def compute() -> Pieces:
             params = builder.locked(["vision_model"])
-            for batch in stream.all_pictures(builder.evaluation_rows, threads=builder.config.data.threads):
+            for batch in stream.all_pictures(
+                builder.evaluation_rows, threads=builder.config.data.threads, bad_samples=builder.bad_samples()
+            ):
                 yield batch.arrays["picture"], encode(params, {"pixel_values": batch.arrays["pixel_values"]})
 
         return builder.features(f"image_{name}", stream.picture_count, compute)
@@ -178,8 +185,12 @@ def _image_text_evaluation(
         def text(arrays: dict[str, np.ndarray]) -> np.ndarray:
             return texts(params, {name: arrays[name] for name in ("input_ids", "attention_mask")})
 
-        image_rows, image_ids, _ = embedded(stream.all_examples(rows, threads=threads), image)
-        text_rows, text_ids, languages = embedded(stream.all_captions(rows, threads=threads), text)
+        image_rows, image_ids, _ = embedded(
+            stream.all_examples(rows, threads=threads, bad_samples=builder.bad_samples()), image
+        )
+        text_rows, text_ids, languages = embedded(
+            stream.all_captions(rows, threads=threads, bad_samples=builder.bad_samples()), text
+        )
         return image_text_metrics(
             image_rows,
             image_ids,
@@ -219,7 +230,9 @@ def teacher_learning(builder: Builder) -> Parts:
     if config.teacher.store and builder.storing:
 
         def compute() -> Pieces:
-            for batch in stream.all_sources(builder.evaluation_rows, threads=config.data.threads):
+            for batch in stream.all_sources(
+                builder.evaluation_rows, threads=config.data.threads, bad_samples=builder.bad_samples()
+            ):
                 yield batch.arrays["example"], teach(helper, _teacher_arrays(batch))
 
         lookup = Lookup("teacher_features", "example", builder.features("teacher_train", len(stream.mixture), compute))
@@ -254,7 +267,9 @@ def _text_pair_evaluation(
         params = merge(state.params if state.average is None else state.average, locked)
         pieces: list[tuple[np.ndarray, np.ndarray, np.ndarray]] = []
         languages: list[str] = []
-        for batch in stream.all_examples(builder.evaluation_rows, threads=builder.config.data.threads):
+        for batch in stream.all_examples(
+            builder.evaluation_rows, threads=builder.config.data.threads, bad_samples=builder.bad_samples()
+        ):
             ids = {name: batch.arrays[name] for name in ("input_ids", "attention_mask")}
             pieces.append(
                 (student(params, ids), teach(helper, _teacher_arrays(batch)), batch.arrays["teacher_input_ids"])

@@ -59,8 +59,9 @@ def make_train_step(objective: Objective, optimizer: optax.GradientTransformatio
         keys = row_keys(settings, state.step, _rows(batch))
         (loss, metrics), gradient = value_and_gradient(objective, settings, state.params, locked, helper, batch, keys)
         norm = optax.tree.norm(gradient)
-        healthy = state.healthy & jnp.isfinite(loss) & jnp.isfinite(norm)
         updates, opt_state = optimizer.update(gradient, state.opt_state, state.params)
+        # the norm of what is added says whether all of it is finite, which a finite gradient does not
+        healthy = state.healthy & jnp.isfinite(loss) & jnp.isfinite(norm) & jnp.isfinite(optax.tree.norm(updates))
         params = _clamped(optax.apply_updates(state.params, updates), settings.max_log_scale)
         average = state.average
         if average is not None and settings.ema_decay is not None:

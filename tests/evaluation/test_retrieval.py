@@ -19,6 +19,7 @@ def test_recall_is_the_share_of_right_items_among_the_first():
 def test_equal_embeddings_are_no_success():
     same = np.ones((40, 3))
     assert recall(same, same, np.arange(40), at=(1, 10)) == {1: 0.0, 10: 0.0}
+    assert recall(same * np.nan, same, np.arange(40), at=(1, 10)) == {1: 0.0, 10: 0.0}
 
 
 def test_many_queries_are_ranked_in_blocks():

@@ -87,6 +87,9 @@ def test_all_faults_are_named_at_once(tmp_path):
         ("optimizer.warmup_steps=3000", "exceeds steps=2000"),
         ("optimizer.rules=[{match='('}]", "not a regular expression"),
         ("nothing", "not of the form key=value"),
+        ("stage.x=1", "there is no place stage.x"),
+        ("data.train.5.weight=2", "there is no place data.train.5.weight"),
+        ("loss={form='chunked', chunk_rows=100}", "must divide the 1024 rows"),
     ],
 )
 def test_what_makes_no_sense_is_a_sentence(tmp_path, override, message):

@@ -4,13 +4,13 @@ import json
 import signal
 from pathlib import Path
 
-import jax
 import numpy as np
 import pytest
 
 from altclip_jax import AltCLIP, AltCLIPModel, CLIPModel
 from altclip_jax.assets import default_checkpoint
 from altclip_jax.data.bad_samples import TooManyBadSamples
+from altclip_jax.training import feeding
 from altclip_jax.training.checkpoint import CheckpointStore
 from altclip_jax.training.config import RunConfig
 from altclip_jax.training.folder import export
@@ -175,14 +175,39 @@ def test_the_last_and_the_best_checkpoints_are_kept(settings, workshop):
 
 
 def test_an_update_that_is_not_finite_stops_the_run_and_names_its_samples(settings):
-    config = settings(optimizer__learning_rate=1e38, optimizer__clip_norm=None, optimizer__warmup_steps=3)
-    with pytest.raises(NotFinite, match=r"(?s)The update of step \d is not finite .*pictures.jsonl:\d+.*learning_rate"):
+    """The gradient is finite here; what overflows is the update, in the second step."""
+    rates = {"optimizer__learning_rate": 2e38, "optimizer__warmup_steps": 6, "optimizer__name": "sgd"}
+    config = settings(**rates, optimizer__rules=[{"match": ".*", "factor": 1e3}], checkpoints__every=1)
+    with pytest.raises(NotFinite, match=r"(?s)The update of step 1 is not finite .*pictures.jsonl:\d+.*learning_rate"):
         train(config, quiet=True)
-    with CheckpointStore(Path(config.folder), config.checkpoints) as store:
-        for step in store.steps():
-            shapes = AltCLIPModel.from_pretrained(config.model.source)[0].param_shapes()
-            kept = {name: shapes[name] for name in ("text_model", "text_projection", "logit_scale")}
-            assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(store.params(step, kept)))
+    assert steps_kept(config) == []
+
+
+def test_what_is_not_finite_later_leaves_the_last_checkpoint(settings, monkeypatch):
+    config = settings(checkpoints__every=2)
+    stopped = interrupted_after(3, config, monkeypatch)
+    assert stopped.step == 3
+    plain = feeding.for_device
+
+    def broken(arrays, lookup):
+        return {
+            name: np.full_like(rows, np.nan) if name == "image_features" else rows
+            for name, rows in plain(arrays, lookup).items()
+        }
+
+    monkeypatch.setattr(feeding, "for_device", broken)
+    with pytest.raises(NotFinite, match=r"The update of step 4 is not finite .* the checkpoint of step 3 is as it was"):
+        train(config, quiet=True)
+    assert steps_kept(config) == [2, 3]
+
+
+def test_an_error_in_evaluation_does_not_lose_the_state(settings, tmp_path):
+    broken = tmp_path / "broken.jsonl"
+    broken.write_text("".join(json.dumps({"image": f"{i}.png", "caption": "x"}) + "\n" for i in range(30)))
+    config = settings(data__evaluate=[{"path": str(broken)}], data__store_image_features=False, checkpoints__every=100)
+    with pytest.raises(TooManyBadSamples):
+        train(config, quiet=True)
+    assert steps_kept(config) == [6]
 
 
 def test_bad_samples_are_replaced_counted_and_named(settings, workshop, tmp_path):

@@ -1,0 +1,139 @@
+"""classify, similarity, embed: what a model says of pictures and texts."""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from altclip_jax.cli.command import add_command, add_hub_options, print_json
+
+if TYPE_CHECKING:
+    from altclip_jax.inference.pipeline import AltCLIP
+
+_PICTURES = {".png", ".jpg", ".jpeg", ".webp", ".gif", ".bmp", ".tif", ".tiff"}
+
+
+def add_commands(commands: Any) -> None:
+    """Adds the commands of this file to the subparsers of `altclip`."""
+    classify = add_command(commands, "classify", _classify, "which label fits each picture")
+    _add_images(classify)
+    classify.add_argument("--labels", nargs="+", required=True, metavar="LABEL", help="names, in any language")
+    classify.add_argument(
+        "--templates", nargs="+", default=["{}"], metavar="T", help="prompts with one {} each, averaged per label"
+    )
+    _add_model(classify)
+
+    similarity = add_command(commands, "similarity", _similarity, "cosine of each picture with each text")
+    _add_images(similarity)
+    similarity.add_argument("--texts", nargs="+", required=True, metavar="TEXT", help="texts, in any language")
+    _add_model(similarity)
+
+    embed = add_command(commands, "embed", _embed, "write unit embeddings of pictures and texts to a file")
+    _add_images(embed, nargs="*")
+    embed.add_argument("--texts", nargs="+", default=[], metavar="TEXT", help="texts, in any language")
+    embed.add_argument("--output", required=True, type=Path, metavar="FILE", help="an .npz or .safetensors file")
+    _add_model(embed)
+
+
+def _add_images(parser: argparse.ArgumentParser, nargs: str = "+") -> None:
+    parser.add_argument("images", nargs=nargs, metavar="IMAGE", help="picture files, folders or glob patterns")
+
+
+def _add_model(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--model", metavar="SOURCE", help="a folder or hub id; default: the embedded model")
+    parser.add_argument(
+        "--dtype", choices=["float32", "bfloat16", "float16"], default="float32", help="default: %(default)s"
+    )
+    add_hub_options(parser)
+
+
+def _classify(options: argparse.Namespace) -> None:
+    files, clip = _find_images(options.images), _load(options)
+    with _progress(len(files)) as done:
+        rows = clip.classify(files, options.labels, templates=options.templates, progress=done)
+    if options.json:
+        print_json(
+            [
+                {"image": str(file), "probabilities": dict(zip(options.labels, map(float, row), strict=True))}
+                for file, row in zip(files, rows, strict=True)
+            ]
+        )
+        return
+    for file, row in zip(files, rows, strict=True):
+        print(file)
+        for index in (-row).argsort(kind="stable")[:5]:
+            print(f"  {row[index]:6.1%}  {options.labels[index]}")
+
+
+def _similarity(options: argparse.Namespace) -> None:
+    files, clip = _find_images(options.images), _load(options)
+    with _progress(len(files)) as done:
+        rows = clip.encode_images(files, progress=done) @ clip.encode_text(options.texts).T
+    if options.json:
+        print_json({"images": [str(file) for file in files], "texts": options.texts, "cosine": rows.tolist()})
+        return
+    for file, row in zip(files, rows, strict=True):
+        print(file)
+        for text, cosine in zip(options.texts, row, strict=True):
+            print(f"  {cosine:7.4f}  {text}")
+
+
+def _embed(options: argparse.Namespace) -> None:
+    from altclip_jax.inference.embedding_file import write_embeddings
+
+    if not options.images and not options.texts:
+        raise ValueError("There is nothing to embed: name pictures, or give texts with --texts.")
+    files, clip = _find_images(options.images), _load(options)
+    with _progress(len(files) + len(options.texts)) as done:
+        images, texts = clip.encode_images(files, progress=done), clip.encode_text(options.texts, progress=done)
+    names = [str(file) for file in files]
+    write_embeddings(options.output, images=images, image_names=names, texts=texts, text_names=options.texts)
+    if options.json:
+        print_json({"output": str(options.output), "images": list(images.shape), "texts": list(texts.shape)})
+        return
+    print(f"{options.output}: {len(images)} pictures and {len(texts)} texts, {images.shape[1]} numbers each")
+
+
+def _find_images(patterns: Sequence[str]) -> list[Path]:
+    import glob
+
+    files: list[Path] = []
+    for pattern in patterns:
+        path = Path(pattern)
+        if path.is_dir():
+            found = sorted(file for file in path.rglob("*") if file.suffix.lower() in _PICTURES)
+        elif path.exists():
+            found = [path]
+        else:
+            found = sorted(Path(name) for name in glob.glob(pattern, recursive=True))  # noqa: PTH207 - patterns may be absolute
+        if not found:
+            kinds = " ".join(sorted(_PICTURES))
+            raise FileNotFoundError(f"{pattern}: no picture there. Give a file, a folder with {kinds}, or a pattern.")
+        files += found
+    return files
+
+
+def _load(options: argparse.Namespace) -> AltCLIP:
+    from altclip_jax.inference.pipeline import AltCLIP
+
+    return AltCLIP.from_pretrained(
+        options.model, dtype=options.dtype, revision=options.revision, local_files_only=options.local_files_only
+    )
+
+
+@contextlib.contextmanager
+def _progress(total: int) -> Iterator[Callable[[int], None]]:
+    """A bar on standard error when the work is long and someone is watching."""
+    if total <= 64 or not sys.stderr.isatty():
+        yield lambda done: None
+        return
+    from rich.console import Console
+    from rich.progress import Progress
+
+    with Progress(console=Console(stderr=True)) as bar:
+        task = bar.add_task("encoding", total=total)
+        yield lambda done: bar.advance(task, done)

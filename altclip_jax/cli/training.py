@@ -1,0 +1,63 @@
+"""train: a run in its folder, as someone in front of it sees it."""
+
+from __future__ import annotations
+
+import argparse
+import shlex
+import sys
+from typing import TYPE_CHECKING, Any
+
+from altclip_jax.cli.command import add_command, print_json
+from altclip_jax.cli.quiet import quiet_storage
+
+if TYPE_CHECKING:
+    from altclip_jax.training.loop import Outcome
+
+_ASKED_TO_STOP = 75  # EX_TEMPFAIL of sysexits.h: try again
+
+
+def add_commands(commands: Any) -> None:
+    """Adds the commands of this file to the subparsers of `altclip`."""
+    train = add_command(
+        commands,
+        "train",
+        _train,
+        "train a model, or go on where it was interrupted",
+        epilog=f"Exit code {_ASKED_TO_STOP}: it was asked to stop (SIGTERM or Ctrl-C), and everything is saved.",
+    )
+    train.add_argument("config", help="the TOML file of a run, such as those in recipes/")
+    train.add_argument("settings", nargs="*", metavar="KEY=VALUE", help="what wins over the file")
+    train.add_argument("--dry-run", action="store_true", help="build everything, do one step, leave nothing behind")
+
+
+def _train(options: argparse.Namespace) -> int:
+    from altclip_jax.training.config import RunConfig
+    from altclip_jax.training.loop import train
+
+    quiet_storage()
+    config = RunConfig.read(options.config, options.settings)
+    outcome = train(config, dry_run=options.dry_run)
+    if options.json:
+        exported = None if outcome.exported is None else str(outcome.exported)
+        print_json({**outcome._asdict(), "exported": exported})
+    elif outcome.exported is not None:
+        _print_end(outcome)
+    if outcome.stopped_by is None:
+        return 0
+    again = shlex.join(["altclip", "train", options.config, *options.settings, *(["--json"] if options.json else [])])
+    print(
+        f"altclip: stopped by {outcome.stopped_by} after step {outcome.step} of {outcome.steps}, everything is saved;"
+        f" to go on:\n  {again}",
+        file=sys.stderr,
+    )
+    return _ASKED_TO_STOP
+
+
+def _print_end(outcome: Outcome) -> None:
+    speed = outcome.metrics
+    if "samples_per_second" in speed:  # not where every step was done before
+        print(
+            f"{speed['samples_per_second']:.1f} samples/s, {speed['waiting']:.0%} of the time waiting for input,"
+            f" {speed['share_of_peak']:.0%} of the measured peak of matrix products"
+        )
+    print(f"the model is in {outcome.exported}")

@@ -39,11 +39,15 @@ class CheckpointStore:
                 probe = self._folder / ".writable"
                 probe.touch()
                 probe.unlink()
+
+        def rank(metrics: Mapping[str, float]) -> float:
+            return float(metrics[settings.metric])
+
         keep: list[Any] = [policies.LatestN(settings.keep_last)]
         if settings.keep_best:
             keep.append(
                 policies.BestN(
-                    get_metric_fn=lambda metrics: float(metrics[settings.metric]),
+                    get_metric_fn=rank,
                     # of two, the one that sorts last is kept
                     reverse=settings.mode == "min",
                     n=settings.keep_best,
@@ -51,6 +55,9 @@ class CheckpointStore:
                 )
             )
         options = ocp.CheckpointManagerOptions(
+            # without it metrics are not written, and after an interruption no earlier checkpoint would be the best
+            best_fn=rank if settings.keep_best else None,
+            best_mode=settings.mode,
             preservation_policy=policies.AnyPreservationPolicy(keep),
             cleanup_tmp_directories=not read_only,
             create=not read_only,
@@ -164,8 +171,10 @@ class CheckpointStore:
     def _check_shapes(self, step: int, abstract: TrainState) -> None:
         with self._readable(step), ocp.StandardCheckpointer() as checkpointer:
             metadata: Any = checkpointer.metadata(self._folder / str(step) / "state")
-        stored = getattr(metadata, "item_metadata", metadata).tree  # older orbax gives the tree's directly
-        have, want = _shapes(stored), _shapes(abstract)
+            metadata = getattr(metadata, "item_metadata", metadata)  # older orbax gives the tree's directly
+            if metadata is None:
+                raise FileNotFoundError(f"no description of the arrays in {self._folder / str(step) / 'state'}")
+        have, want = _shapes(metadata.tree), _shapes(abstract)
         faults = [
             f"{name}: {have.get(name, 'absent')} -> {want.get(name, 'absent')}"
             for name in sorted({*have, *want})

@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import logging
 import sys
+import warnings
 from collections.abc import Callable
 from typing import Any
 
@@ -13,11 +14,16 @@ _RAISED_AGAIN = {"async_checkpointer.py", "checkpoint_manager.py", "future.py"}
 
 
 def quiet_storage() -> None:
-    """Lets orbax speak of errors alone, and only of those that are not raised anyway; holds until the process ends."""
+    """Lets orbax speak of errors alone, and only of those that are not raised anyway; holds until the process ends.
+
+    Until then, because the threads and coroutines of a write that failed come to an end as late as that.
+    """
     logger = logging.getLogger("absl")  # imported by now: it must be absl itself that makes this logger
     logger.setLevel(logging.ERROR)
     logger.addFilter(_news)
-    # kept until the end, because threads of the storage come back from a failed write as late as that
+    # of the many pieces of a failed write the first is raised; nobody asks the others, which are of no other opinion
+    logging.getLogger("asyncio").setLevel(logging.CRITICAL)
+    warnings.filterwarnings("ignore", message="coroutine .* was never awaited", category=RuntimeWarning)
     sys.unraisablehook = functools.partial(_unraisable, sys.unraisablehook)
 
 

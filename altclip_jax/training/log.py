@@ -50,10 +50,11 @@ class RunLog:
     def train(self, step: int, metrics: Mapping[str, float], left: float) -> None:
         """Tells of the steps since the last call; `left` are the seconds the rest will take."""
         self._write({"step": step, **metrics})
-        text = "  ".join(f"{name} {_number(metrics[name])}" for name in _SHOWN if name in metrics)
         if self._bar is not None:
+            text = "  ".join(shown.format(metrics[name]) for name, shown in _IN_BAR.items() if name in metrics)
             self._bar.update(self._task, completed=step, text=text)
         else:
+            text = "  ".join(f"{name} {metrics[name]:.4g}" for name in _SHOWN if name in metrics)
             self.say(f"step {step}/{self._steps}  {text}  left {_clock(left)}")
 
     def evaluation(self, step: int, metrics: Mapping[str, float]) -> None:
@@ -83,6 +84,7 @@ class RunLog:
 
 
 _SHOWN = ("loss", "learning_rate", "samples_per_second", "waiting")
+_IN_BAR = {"loss": "loss {:.4g}", "learning_rate": "lr {:.3g}", "samples_per_second": "{:.4g} samples/s"}  # 80 columns
 
 
 def _lines_until(path: Path, step: int) -> list[bytes]:
@@ -120,13 +122,14 @@ def _bar(steps: int, done: int) -> tuple[Any, Any]:
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-    columns = (MofNCompleteColumn(), BarColumn(), TextColumn("{task.fields[text]}"), TimeRemainingColumn())
-    bar = Progress(*columns, console=Console(stderr=True))
+    columns = (
+        MofNCompleteColumn(),
+        BarColumn(bar_width=None),
+        TextColumn("{task.fields[text]}"),
+        TimeRemainingColumn(),
+    )
+    bar = Progress(*columns, console=Console(stderr=True), expand=True)
     return bar, bar.add_task("training", total=steps, completed=done, text="compiling")
-
-
-def _number(value: float) -> str:
-    return f"{value:.4g}"
 
 
 def _clock(seconds: float) -> str:

@@ -87,6 +87,12 @@ def param_shardings(mesh: Mesh, params: Mapping[str, Any], prefix: str = "") -> 
     )
 
 
+def placed(shapes: Any, shardings: Any) -> Any:
+    """Returns shapes that also say where their arrays are, for what restores arrays or compiles for them."""
+    abstract: Any = jax.ShapeDtypeStruct
+    return jax.tree.map(lambda leaf, place: abstract(leaf.shape, leaf.dtype, sharding=place), shapes, shardings)
+
+
 def gathered(mesh: Mesh, params: Params) -> Params:
     """Inside jit: the parameters as computation wants them, each whole along "fsdp" and cut along "tensor" alone.
 
@@ -126,13 +132,19 @@ def axes_of(path: str) -> Axes | None:
     return next((axes for pattern, axes in PARTITION_RULES if re.fullmatch(pattern, path)), None)
 
 
+def batch_devices(mesh: Mesh) -> int:
+    """Returns over how many devices the rows of a batch are dealt."""
+    devices: int = mesh.shape["data"] * mesh.shape["fsdp"]
+    return devices
+
+
 def local_rows(mesh: Mesh, rows: int) -> slice:
     """Returns which rows of a global batch the devices of this process hold.
 
     Raises:
         ValueError: the batch cannot be dealt evenly over the devices.
     """
-    devices = mesh.shape["data"] * mesh.shape["fsdp"]
+    devices = batch_devices(mesh)
     if rows % devices:
         raise ValueError(f"A batch of {rows} rows cannot be dealt evenly over data x fsdp = {devices} devices.")
     mine = sharding(mesh, BATCH).addressable_devices_indices_map((rows,)).values()

@@ -117,7 +117,8 @@ def start(
     from_text = {} if text_folder is None else _taken(text_folder, _text_tower(shapes), XLM_ROBERTA)
     from_clip = {} if clip_folder is None else _taken(clip_folder, _all_but_text_tower(shapes), CLIP)
     fresh = tuple(path for path in shapes if path not in from_text and path not in from_clip)
-    params = {**from_text, **from_clip, **_initialised(model, fresh, seed)}
+    initialised = flatten(model.init_params(jax.random.key(seed), frozenset(fresh).__contains__))
+    params = {**from_text, **from_clip, **initialised}
     model.save_pretrained(target, unflatten({path: params[path] for path in shapes}))
     processor.save_pretrained(target)
     return Start(
@@ -251,16 +252,3 @@ def _taken(folder: Path, shapes: Mapping[str, Any], table: RuleTable) -> dict[st
             checkpoint.infos, checkpoint.read, expected, table=table, subject=f"the checkpoint {folder}"
         )
     return flatten(params)
-
-
-def _initialised(model: TwoTowerModel, paths: tuple[str, ...], seed: int) -> dict[str, Array]:
-    """Initialises some of the parameters; the others are never computed."""
-    inputs: dict[str, Any] = model.example_inputs()
-
-    @jax.jit
-    def chosen(key: Array) -> dict[str, Array]:
-        params = flatten(model.init(key, **inputs)["params"])
-        return {path: params[path] for path in paths}
-
-    values: dict[str, Array] = chosen(jax.random.key(seed))
-    return values

@@ -14,7 +14,8 @@ import numpy as np
 from jax import Array
 from jaxtyping import Float, Float32, Int
 
-from altclip_jax.model.altclip import AltCLIPModel, normalize
+from altclip_jax.model.altclip import AltCLIPModel
+from altclip_jax.model.two_towers import normalize
 from altclip_jax.weights.convert import Params
 
 LENGTH_BUCKETS = (8, 16, 24, 32, 48, 64, 96, 128, 192, 256, 384, 512)

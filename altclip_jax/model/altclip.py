@@ -11,13 +11,10 @@ from jax import Array
 from jaxtyping import Float, Int, Shaped
 
 from altclip_jax.config import AltCLIPConfig
-from altclip_jax.model.inputs import static_flag
 from altclip_jax.model.outputs import AltCLIPOutput
 from altclip_jax.model.text import AltCLIPTextModel
-from altclip_jax.model.two_towers import TwoTowerModel, normalize, symmetric_cross_entropy
+from altclip_jax.model.two_towers import TwoTowerModel
 from altclip_jax.model.vision import AltCLIPVisionModel
-
-__all__ = ["AltCLIPModel", "normalize", "symmetric_cross_entropy"]
 
 
 class AltCLIPModel(TwoTowerModel):
@@ -57,28 +54,20 @@ class AltCLIPModel(TwoTowerModel):
         Raises:
             ValueError: an input is missing or does not fit; with `return_loss`, unequal numbers of texts and images.
         """
-        output_attentions = static_flag("output_attentions", output_attentions, self.config.output_attentions)
-        output_hidden_states = static_flag(
-            "output_hidden_states", output_hidden_states, self.config.output_hidden_states
-        )
-        return_loss = static_flag("return_loss", return_loss, False)
-        text = self.text_model(
-            input_ids,
-            attention_mask=attention_mask,
-            token_type_ids=token_type_ids,
-            position_ids=position_ids,
-            output_attentions=output_attentions,
-            output_hidden_states=output_hidden_states,
-            deterministic=deterministic,
-        )
-        vision = self.vision_model(
+        output: AltCLIPOutput = self._compared(
+            {
+                "input_ids": input_ids,
+                "attention_mask": attention_mask,
+                "token_type_ids": token_type_ids,
+                "position_ids": position_ids,
+            },
             pixel_values,
+            return_loss=return_loss,
             output_attentions=output_attentions,
             output_hidden_states=output_hidden_states,
             interpolate_pos_encoding=interpolate_pos_encoding,
             deterministic=deterministic,
         )
-        output: AltCLIPOutput = self._compared(text, vision, return_loss)
         return output
 
     def get_text_features(

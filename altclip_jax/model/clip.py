@@ -179,26 +179,19 @@ class CLIPModel(TwoTowerModel):
         Raises:
             ValueError: an input is missing or does not fit; with `return_loss`, unequal numbers of texts and images.
         """
-        config = self.config
-        output_attentions = static_flag("output_attentions", output_attentions, config.output_attentions)
-        output_hidden_states = static_flag("output_hidden_states", output_hidden_states, config.output_hidden_states)
-        return_loss = static_flag("return_loss", return_loss, False)
-        text = self.text_model(
-            input_ids,
-            attention_mask=attention_mask,
-            position_ids=position_ids,
-            output_attentions=output_attentions,
-            output_hidden_states=output_hidden_states,
-            deterministic=deterministic,
-        )
-        vision = self.vision_model(
+        output: CLIPOutput = self._compared(
+            {
+                "input_ids": input_ids,
+                "attention_mask": attention_mask,
+                "position_ids": position_ids,
+            },
             pixel_values,
+            return_loss=return_loss,
             output_attentions=output_attentions,
             output_hidden_states=output_hidden_states,
             interpolate_pos_encoding=interpolate_pos_encoding,
             deterministic=deterministic,
         )
-        output: CLIPOutput = self._compared(text, vision, return_loss)
         return output
 
     def get_text_features(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import abc
 import os
+from collections.abc import Callable
 from typing import Any, ClassVar, Self
 
 import jax
@@ -14,7 +15,7 @@ from jax.typing import DTypeLike
 
 from altclip_jax.model.layers import AttentionImplementation, Remat
 from altclip_jax.weights import pretrained
-from altclip_jax.weights.convert import Params
+from altclip_jax.weights.convert import Params, flatten, unflatten
 from altclip_jax.weights.families import ALTCLIP
 from altclip_jax.weights.rules import RuleTable
 
@@ -111,9 +112,20 @@ class PretrainedModel(nn.Module):
         pretrained.save(self, folder, params, dtype=dtype, max_shard_bytes=max_shard_bytes)
 
     @nn.nowrap
-    def init_params(self, key: Array) -> Params:
-        """Returns freshly initialised parameters, distributed as in the reference, in `param_dtype`."""
-        params: Params = jax.jit(self.init)(key, **self.example_inputs())["params"]
+    def init_params(self, key: Array, wanted: Callable[[str], bool] = lambda path: True) -> Params:
+        """Returns freshly initialised parameters, distributed as in the reference, in `param_dtype`.
+
+        Args:
+            key: The same key gives the same values, whatever is wanted.
+            wanted: Tells by its path whether a parameter is; the others are never computed.
+        """
+
+        @jax.jit
+        def made(key: Array, inputs: dict[str, Any]) -> Params:
+            flat = flatten(self.init(key, **inputs)["params"])
+            return unflatten({path: leaf for path, leaf in flat.items() if wanted(path)})
+
+        params: Params = made(key, self.example_inputs())
         return params
 
     @nn.nowrap

@@ -5,6 +5,8 @@ Source: modeling_altclip.py and modeling_clip.py of transformers 4.56.2.
 
 from __future__ import annotations
 
+import abc
+from collections.abc import Mapping
 from typing import Any, ClassVar
 
 import jax
@@ -15,6 +17,7 @@ from jax.typing import DTypeLike
 from jaxtyping import Float
 
 from altclip_jax.config import TwoTowerConfig
+from altclip_jax.model.inputs import static_flag
 from altclip_jax.model.pretrained import PretrainedModel, example_picture, example_text
 
 
@@ -29,9 +32,9 @@ class TwoTowerModel(PretrainedModel):
     config: TwoTowerConfig
 
     @property
+    @abc.abstractmethod
     def text_width(self) -> int:
         """The width of the text tower's pooled state."""
-        raise NotImplementedError
 
     @nn.nowrap
     def example_inputs(self) -> dict[str, Array]:
@@ -73,8 +76,29 @@ class TwoTowerModel(PretrainedModel):
         features: Array = self.visual_projection(output.pooler_output)
         return features
 
-    def _compared(self, text: Any, vision: Any, return_loss: bool) -> Any:
-        """Returns the output record for those of the towers."""
+    def _compared(
+        self,
+        text_inputs: Mapping[str, Any],
+        pixel_values: Array | None,
+        *,
+        return_loss: bool | None,
+        output_attentions: bool | None,
+        output_hidden_states: bool | None,
+        interpolate_pos_encoding: bool,
+        deterministic: bool,
+    ) -> Any:
+        """Returns the output record for a batch, of whose texts the subclass knows the arguments."""
+        config = self.config
+        flags = {
+            "output_attentions": static_flag("output_attentions", output_attentions, config.output_attentions),
+            "output_hidden_states": static_flag(
+                "output_hidden_states", output_hidden_states, config.output_hidden_states
+            ),
+            "deterministic": deterministic,
+        }
+        return_loss = static_flag("return_loss", return_loss, False)
+        text = self.text_model(**text_inputs, **flags)
+        vision = self.vision_model(pixel_values, interpolate_pos_encoding=interpolate_pos_encoding, **flags)
         text_embeds = normalize(self.text_projection(text.pooler_output))
         image_embeds = normalize(self.visual_projection(vision.pooler_output))
         scale = jnp.exp(self.logit_scale.astype(jnp.float32))

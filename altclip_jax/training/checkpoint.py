@@ -11,10 +11,12 @@ import jax
 import orbax.checkpoint as ocp
 from orbax.checkpoint import checkpoint_managers as policies
 
+from altclip_jax import parallel
 from altclip_jax.staging import refusals_explained
 from altclip_jax.training.config import CheckpointSettings, RunConfig
 from altclip_jax.training.state import TrainState
 from altclip_jax.weights.convert import Params
+from altclip_jax.weights.pretrained import orbax_shapes
 
 
 class CheckpointStore:
@@ -159,8 +161,7 @@ class CheckpointStore:
         """
         name = "average" if average else "params"
         place = jax.sharding.SingleDeviceSharding(jax.devices()[0])
-        abstract: Any = jax.ShapeDtypeStruct
-        wanted = {name: jax.tree.map(lambda leaf: abstract(leaf.shape, leaf.dtype, sharding=place), shapes)}
+        wanted = {name: parallel.placed(shapes, jax.tree.map(lambda leaf: place, shapes))}
         arguments = ocp.args.PyTreeRestore(
             item=wanted, partial_restore=True, restore_args=ocp.checkpoint_utils.construct_restore_args(wanted)
         )
@@ -169,12 +170,8 @@ class CheckpointStore:
         return restored
 
     def _check_shapes(self, step: int, abstract: TrainState) -> None:
-        with self._readable(step), ocp.StandardCheckpointer() as checkpointer:
-            metadata: Any = checkpointer.metadata(self._folder / str(step) / "state")
-            metadata = getattr(metadata, "item_metadata", metadata)  # older orbax gives the tree's directly
-            if metadata is None:
-                raise FileNotFoundError(f"no description of the arrays in {self._folder / str(step) / 'state'}")
-        have, want = _shapes(metadata.tree), _shapes(abstract)
+        with self._readable(step):
+            have, want = _shapes(orbax_shapes(self._folder / str(step) / "state")), _shapes(abstract)
         faults = [
             f"{name}: {have.get(name, 'absent')} -> {want.get(name, 'absent')}"
             for name in sorted({*have, *want})
@@ -246,12 +243,7 @@ def _shapes(tree: Any) -> dict[str, str]:
     leaves = jax.tree_util.tree_flatten_with_path(tree)[0]
     return {
         "/".join(str(getattr(entry, "key", getattr(entry, "name", getattr(entry, "idx", entry)))) for entry in path): (
-            f"{np_name(leaf.dtype)}{list(leaf.shape)}"
+            f"{getattr(leaf.dtype, 'name', leaf.dtype)}{list(leaf.shape)}"
         )
         for path, leaf in leaves
     }
-
-
-def np_name(dtype: Any) -> str:
-    """Returns the short name of a dtype."""
-    return str(getattr(dtype, "name", dtype))

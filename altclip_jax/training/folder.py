@@ -1,4 +1,4 @@
-"""A run's folder, which is whole in itself: to go on, nothing else is needed but the data.
+"""A run's folder: to go on, nothing else is needed but the data and, in teacher learning, the teacher.
 
 `model/` has the configuration and the processor's files, `locked/` each part that does not train, `features/` what was
 computed once, `checkpoints/` the states, `config.json` and `metrics.jsonl` what they say, `export/` the result.
@@ -46,8 +46,8 @@ def begin(config: RunConfig, folder: Path) -> Params:
     if unknown := sorted(set(config.model.fresh) - set(params)):
         raise ValueError(f"model.fresh={unknown} are no parts of this model, whose parts are {', '.join(params)}.")
     if config.model.fresh:
-        drawn = model.init_params(jax.random.key(config.seed))
-        params = {part: drawn[part] if part in config.model.fresh else values for part, values in params.items()}
+        parts = tuple(config.model.fresh)
+        params = {**params, **model.init_params(jax.random.key(config.seed), lambda path: path.split("/")[0] in parts)}
     trained, locked = split(params, config.model.train, config.model.frozen)
     _forget_others(config, folder)
     AltCLIPProcessor.from_pretrained(config.model.source).save_pretrained(folder / "model")
@@ -100,14 +100,8 @@ def load_locked(folder: Path, shapes: Params, parts: Iterable[str], mesh: Mesh) 
     for part in parts:
         if part in shapes:
             own = {part: shapes[part]}
-            loaded |= load_tree(folder / "locked" / part, placed_shapes(own, parallel.param_shardings(mesh, own)))
+            loaded |= load_tree(folder / "locked" / part, parallel.placed(own, parallel.param_shardings(mesh, own)))
     return loaded
-
-
-def placed_shapes(shapes: Any, shardings: Any) -> Any:
-    """Returns shapes that also say where their arrays are."""
-    abstract: Any = jax.ShapeDtypeStruct
-    return jax.tree.map(lambda leaf, place: abstract(leaf.shape, leaf.dtype, sharding=place), shapes, shardings)
 
 
 def export(

@@ -14,7 +14,7 @@ import jax.numpy as jnp
 from jax import Array, lax
 from jaxtyping import Float
 
-from altclip_jax.model.altclip import symmetric_cross_entropy
+from altclip_jax.model.two_towers import symmetric_cross_entropy
 
 ContrastiveForm = Literal["plain", "chunked"]
 

@@ -14,7 +14,7 @@ import jax.numpy as jnp
 from jax import Array
 from jaxtyping import Float
 
-from altclip_jax.model.altclip import normalize
+from altclip_jax.model.two_towers import normalize
 from altclip_jax.training.losses import ContrastiveForm, contrastive_loss, mean_squared_error
 from altclip_jax.weights.convert import Params
 
@@ -35,6 +35,10 @@ class Objective(Protocol):
 
     def loss(self, features: Features, log_scale: Array | None) -> tuple[Array, dict[str, Array]]:
         """Returns the loss of a whole batch and what else is worth telling."""
+        ...
+
+    def plain(self) -> Objective:
+        """Returns the same objective, computed without anything that saves memory: to count its arithmetic."""
         ...
 
 
@@ -78,6 +82,10 @@ class Contrastive:
         )
         return value, {"scale": jnp.exp(log_scale.astype(jnp.float32))}
 
+    def plain(self) -> Contrastive:
+        """Returns this objective with all scores at once and nothing computed twice."""
+        return dataclasses.replace(self, model=self.model.clone(remat=False), form="plain")
+
 
 @dataclasses.dataclass(frozen=True)
 class TeacherLearning:
@@ -119,6 +127,10 @@ class TeacherLearning:
     def loss(self, features: Features, log_scale: Array | None) -> tuple[Array, dict[str, Array]]:
         """Returns the mean squared error over batch and width."""
         return mean_squared_error(features["student"], features["teacher"]), {}
+
+    def plain(self) -> TeacherLearning:
+        """Returns this objective with nothing computed twice."""
+        return dataclasses.replace(self, model=self.model.clone(remat=False))
 
 
 def dropout_rates(model: Any) -> list[float]:

@@ -19,7 +19,7 @@ from altclip_jax.training import stages
 from altclip_jax.training.config import RunConfig
 from altclip_jax.training.feeding import Feeder, feed
 from altclip_jax.training.flops import product_flops
-from altclip_jax.training.folder import begin, open_model, placed_shapes
+from altclip_jax.training.folder import begin, open_model
 from altclip_jax.training.objectives import dropout_rates
 from altclip_jax.training.optimizer import make_optimizer, make_schedule
 from altclip_jax.training.partition import split
@@ -104,7 +104,7 @@ def build(config: RunConfig, folder: Path, *, resumed: bool, storing: bool = Tru
         return state
 
     def flops(arrays: dict[str, np.ndarray]) -> float:
-        plain = dataclasses.replace(parts.objective, model=model.clone(remat=False), **parts.plain)
+        plain = parts.objective.plain()
         abstract: Any = jax.ShapeDtypeStruct
         batch = {name: abstract((config.batch_size, *rows.shape[1:]), rows.dtype) for name, rows in arrays.items()}
 
@@ -118,7 +118,7 @@ def build(config: RunConfig, folder: Path, *, resumed: bool, storing: bool = Tru
         folder=folder,
         mesh=mesh,
         model=model,
-        abstract=placed_shapes(shapes, places),
+        abstract=parallel.placed(shapes, places),
         first_state=first_state,
         step=step,
         feed=lambda first: feed(parts.stream, config, folder, first_step=first, rows=mine, lookup=parts.lookup),

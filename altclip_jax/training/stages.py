@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +29,7 @@ from altclip_jax.training.evaluate import embedded, image_text_metrics, text_pai
 from altclip_jax.training.features import Pieces, Rows, computed_once
 from altclip_jax.training.feeding import Lookup, image_text_stream, text_pair_stream
 from altclip_jax.training.folder import load_locked
-from altclip_jax.training.objectives import Contrastive, TeacherLearning
+from altclip_jax.training.objectives import Contrastive, Objective, TeacherLearning
 from altclip_jax.training.partition import merge
 from altclip_jax.training.state import TrainState
 from altclip_jax.weights import pretrained
@@ -54,12 +54,13 @@ class Builder:
     @property
     def evaluation_rows(self) -> int:
         """The rows of a batch of evaluation, which can be dealt over the devices."""
-        devices: int = self.mesh.shape["data"] * self.mesh.shape["fsdp"]
+        devices = parallel.batch_devices(self.mesh)
         return math.ceil(self.config.evaluation.batch_size / devices) * devices
 
-    def bad_samples(self) -> BadSamples:
-        """Returns a count for a walk over everything, with the run's own limit and log."""
-        return BadSamples(self.folder / "bad_samples.jsonl", max_bad_share=self.config.data.max_bad_share)
+    def walk(self, over: Callable[..., Iterator[HostBatch]]) -> Iterator[HostBatch]:
+        """Walks over everything, such as `stream.all_pictures`, with the run's own limit and log of bad samples."""
+        bad = BadSamples(self.folder / "bad_samples.jsonl", max_bad_share=self.config.data.max_bad_share)
+        return over(self.evaluation_rows, threads=self.config.data.threads, bad_samples=bad)
 
     def locked(self, parts: Iterable[str]) -> Params:
         """Reads locked parts onto the mesh."""
@@ -99,16 +100,14 @@ class Parts:
         locked: What a step reads and does not change, on the mesh.
         helper: The teacher's parameters, on the mesh; empty without one.
         evaluate: None without data for it.
-        plain: What makes the objective the plain form of itself.
     """
 
-    objective: Any
+    objective: Objective
     stream: Stream
     lookup: Lookup | None
     locked: Params
     helper: Params
     evaluate: Evaluate | None
-    plain: dict[str, Any] = dataclasses.field(default_factory=dict)
 
 
 def contrastive(builder: Builder) -> Parts:
@@ -138,7 +137,6 @@ def contrastive(builder: Builder) -> Parts:
         evaluate=None
         if evaluated is None
         else _image_text_evaluation(builder, objective, locked, evaluated, evaluation_lookup),
-        plain={"form": "plain"},
     )
 
 
@@ -157,9 +155,7 @@ def _image_features(builder: Builder) -> Callable[[str, ImageTextStream], Rows]:
     def pooled(name: str, stream: ImageTextStream) -> Rows:
         def compute() -> Pieces:
             params = builder.locked(["vision_model"])
-            for batch in stream.all_pictures(
-                builder.evaluation_rows, threads=builder.config.data.threads, bad_samples=builder.bad_samples()
-            ):
+            for batch in builder.walk(stream.all_pictures):
                 yield batch.arrays["picture"], encode(params, {"pixel_values": batch.arrays["pixel_values"]})
 
         return builder.features(f"image_{name}", stream.picture_count, compute)
@@ -172,10 +168,9 @@ def _image_text_evaluation(
 ) -> Evaluate:
     texts = builder.encoder(lambda params, batch: objective.texts(params, batch["input_ids"], batch["attention_mask"]))
     images = builder.encoder(objective.images)
-    rows, threads = builder.evaluation_rows, builder.config.data.threads
 
     def evaluate(state: TrainState) -> dict[str, float]:
-        params = merge(state.params if state.average is None else state.average, locked)
+        params = merge(state.smoothed, locked)
 
         def image(arrays: dict[str, np.ndarray]) -> np.ndarray:
             if lookup is not None:
@@ -185,12 +180,8 @@ def _image_text_evaluation(
         def text(arrays: dict[str, np.ndarray]) -> np.ndarray:
             return texts(params, {name: arrays[name] for name in ("input_ids", "attention_mask")})
 
-        image_rows, image_ids, _ = embedded(
-            stream.all_examples(rows, threads=threads, bad_samples=builder.bad_samples()), image
-        )
-        text_rows, text_ids, languages = embedded(
-            stream.all_captions(rows, threads=threads, bad_samples=builder.bad_samples()), text
-        )
+        image_rows, image_ids, _ = embedded(builder.walk(stream.all_examples), image)
+        text_rows, text_ids, languages = embedded(builder.walk(stream.all_captions), text)
         return image_text_metrics(
             image_rows,
             image_ids,
@@ -230,9 +221,7 @@ def teacher_learning(builder: Builder) -> Parts:
     if config.teacher.store and builder.storing:
 
         def compute() -> Pieces:
-            for batch in stream.all_sources(
-                builder.evaluation_rows, threads=config.data.threads, bad_samples=builder.bad_samples()
-            ):
+            for batch in builder.walk(stream.all_sources):
                 yield batch.arrays["example"], teach(helper, _teacher_arrays(batch))
 
         lookup = Lookup("teacher_features", "example", builder.features("teacher_train", len(stream.mixture), compute))
@@ -264,12 +253,10 @@ def _text_pair_evaluation(
     )
 
     def evaluate(state: TrainState) -> dict[str, float]:
-        params = merge(state.params if state.average is None else state.average, locked)
+        params = merge(state.smoothed, locked)
         pieces: list[tuple[np.ndarray, np.ndarray, np.ndarray]] = []
         languages: list[str] = []
-        for batch in stream.all_examples(
-            builder.evaluation_rows, threads=builder.config.data.threads, bad_samples=builder.bad_samples()
-        ):
+        for batch in builder.walk(stream.all_examples):
             ids = {name: batch.arrays[name] for name in ("input_ids", "attention_mask")}
             pieces.append(
                 (student(params, ids), teach(helper, _teacher_arrays(batch)), batch.arrays["teacher_input_ids"])

@@ -21,6 +21,11 @@ class TrainState:
     average: Params | None  # their exponential moving average, if the run keeps one
     healthy: Array  # () bool; once an update was not finite, nothing changes any more
 
+    @property
+    def smoothed(self) -> Params:
+        """The moving average, or without one the parameters: what is evaluated."""
+        return self.params if self.average is None else self.average
+
 
 def initial_state(params: Params, optimizer: optax.GradientTransformation, *, averaged: bool) -> TrainState:
     """Returns the state before the first step."""

@@ -88,14 +88,28 @@ def save_orbax(model: Any, folder: str | os.PathLike[str], params: Params, *, dt
     write_config(model, folder, np.dtype(jax.tree.leaves(params)[0].dtype))
 
 
+def orbax_shapes(folder: Path) -> Any:
+    """Returns the tree in an orbax checkpoint as shapes and dtypes; no array is read.
+
+    Raises:
+        FileNotFoundError: it does not say.
+    """
+    import orbax.checkpoint as ocp
+
+    with ocp.StandardCheckpointer() as checkpointer:
+        metadata: Any = checkpointer.metadata(folder.absolute())
+    metadata = getattr(metadata, "item_metadata", metadata)  # older orbax gives the tree's directly
+    if metadata is None:
+        raise FileNotFoundError(f"no description of the arrays in {folder}")
+    return metadata.tree
+
+
 def load_orbax(folder: Path, expected: Params) -> Params:
     """Reads a parameter tree that `save_orbax` wrote, in the dtypes of `expected`."""
     import orbax.checkpoint as ocp
 
     with ocp.StandardCheckpointer() as checkpointer:
-        metadata: Any = checkpointer.metadata(folder.absolute())
-        stored = getattr(metadata, "item_metadata", metadata).tree  # older orbax gives the tree's directly
-        check_params(stored, expected)
+        check_params(orbax_shapes(folder), expected)
         # without an explicit place orbax would restore onto the devices that wrote the checkpoint
         device = jax.sharding.SingleDeviceSharding(jax.devices()[0])
         abstract: Any = jax.ShapeDtypeStruct

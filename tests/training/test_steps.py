@@ -9,7 +9,7 @@ import optax
 import pytest
 
 from altclip_jax import parallel
-from altclip_jax.model.altclip import symmetric_cross_entropy
+from altclip_jax.model.two_towers import symmetric_cross_entropy
 from altclip_jax.training.objectives import Contrastive, TeacherLearning, dropout_rates
 from altclip_jax.training.partition import merge, split
 from altclip_jax.training.state import initial_state

@@ -225,9 +225,9 @@ class RunConfig(_Settings):
         compared = self.batch_size // self.loss.accumulate
         if self.loss.form == "chunked" and compared % min(self.loss.chunk_rows, compared):
             problems.append(f"loss.chunk_rows={self.loss.chunk_rows} must divide the {compared} rows that are compared")
-        unread = sorted(set(self.model.train) - {"text_model", "text_projection"})
-        if self.stage == "teacher" and (unread or (self.teacher and self.teacher.target == "pooled")):
-            unread += ["text_projection"] if "text_projection" in self.model.train else []
+        if self.stage == "teacher":
+            projected = self.teacher is not None and self.teacher.target == "projected"
+            unread = sorted(set(self.model.train) - {"text_model", *(["text_projection"] if projected else [])})
             if unread:
                 problems.append(f"model.train={unread} are not read by this stage: nothing can be learned for them")
         if self.optimizer.warmup_steps > self.steps:

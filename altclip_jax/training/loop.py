@@ -37,7 +37,7 @@ class Outcome(NamedTuple):
 
 
 class NotFinite(ValueError):  # noqa: N818 - it says what is the matter
-    """The loss or its gradient was infinite or no number; the message names the step and its samples."""
+    """An update was infinite or no number; the message names the step and its samples."""
 
 
 def train(config: RunConfig, *, dry_run: bool = False, quiet: bool = False) -> Outcome:
@@ -112,43 +112,44 @@ class _Loop:
                 pending.append((batch, metrics))
                 if len(pending) > 1:  # one step may be under way while the next is prepared
                     self._require_finite(*pending.pop(0))
-                if self._due(step):
+                saves, evaluates = self._due(step)
+                if saves or evaluates:
                     self._settle(pending)  # before the clock is looked at: this wait is the step's own
                 self._pace.step(batch.waited)
                 if step % config.logging.every == 0 or step == config.steps:
                     self._tell(step, batch, metrics)
-                self._evaluate_and_save(step, state, pending)
+                if saves or evaluates:
+                    with self._pace.paused():
+                        found = self._evaluated(step, state) if evaluates else None
+                        if saves:
+                            self._store.save(step, state, config, found)
+                            self._saved = step
             if self._stop.signal is not None and step < config.steps:
                 self._keep(step, state, pending)
         self._store.wait()
         stopped = self._stop.signal.name if self._stop.signal is not None and step < config.steps else None
         return Outcome(step, config.steps, stopped, {**self._metrics, **self._speed()}, None)
 
-    def _evaluate_and_save(self, step: int, state: TrainState, pending: list[Any]) -> None:
-        if not (due := self._due(step)):
-            return
-        saves, evaluates = due
-        with self._pace.paused():
-            self._settle(pending)
-            metrics = None
-            if evaluates and self._run.evaluate is not None:
-                try:
-                    metrics = self._metrics = self._run.evaluate(state)
-                except Exception:
-                    self._keep(step, state, pending)  # what is wrong with the evaluation is not with the state
-                    raise
-                self._log.evaluation(step, metrics)
-                self._log.say(f"step {step}  {summary(metrics)}")
-            if saves:
-                self._store.save(step, state, self._run.config, metrics)
-                self._saved = step
-
-    def _due(self, step: int) -> tuple[bool, bool] | tuple[()]:
-        """Returns whether a step is saved and whether it is evaluated, or nothing where it is neither."""
+    def _due(self, step: int) -> tuple[bool, bool]:
+        """Returns whether a step is saved, and whether it is evaluated."""
         config, done = self._run.config, step == self._run.config.steps
         saves = done or step % config.checkpoints.every == 0
         evaluates = done or step % config.evaluation.every == 0 or (saves and config.checkpoints.keep_best > 0)
-        return (saves, evaluates) if saves or evaluates else ()
+        return saves, evaluates
+
+    def _evaluated(self, step: int, state: TrainState) -> dict[str, float] | None:
+        """Returns the metrics of a state that is known to be finite, or None without data for them."""
+        if self._run.evaluate is None:
+            return None
+        try:
+            metrics = self._run.evaluate(state)
+        except Exception:
+            self._keep(step, state, [])  # what is wrong with the evaluation is not with the state
+            raise
+        self._metrics = metrics
+        self._log.evaluation(step, metrics)
+        self._log.say(f"step {step}  {summary(metrics)}")
+        return metrics
 
     def _keep(self, step: int, state: TrainState, pending: list[Any]) -> None:
         """Saves outside the schedule, before the run ends early."""

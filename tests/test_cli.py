@@ -127,12 +127,25 @@ def test_interruption_exits_with_130(capsys, monkeypatch):
 
 
 @pytest.mark.parametrize(
-    "command", ["", "classify", "similarity", "embed", "convert", "info", "init", "train", "export"]
+    "command",
+    [
+        "",
+        "classify",
+        "similarity",
+        "embed",
+        "evaluate",
+        "evaluate retrieval",
+        "convert",
+        "info",
+        "init",
+        "train",
+        "export",
+    ],
 )
 def test_help_imports_nothing_heavy(command):
     program = (
         "import sys, altclip_jax, altclip_jax.cli as cli\n"
-        f"try: cli.main([*{[command] if command else []!r}, '--help'])\n"
+        f"try: cli.main([*{command.split()!r}, '--help'])\n"
         "except SystemExit as stop: assert stop.code == 0\n"
         "heavy = {'jax', 'flax', 'numpy', 'PIL', 'orbax', 'optax', 'rich', 'huggingface_hub'} & set(sys.modules)\n"
         "assert not heavy, heavy\n"

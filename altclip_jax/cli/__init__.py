@@ -11,7 +11,7 @@ import os
 import sys
 from collections.abc import Sequence
 
-from altclip_jax.cli import answering, checkpoints, training
+from altclip_jax.cli import answering, checkpoints, evaluate, training
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -42,6 +42,6 @@ def _parser() -> argparse.ArgumentParser:
         description="AltCLIP, the multilingual CLIP, in JAX. Without --model the embedded model answers, offline.",
     )
     commands = parser.add_subparsers(title="commands", required=True, metavar="COMMAND")
-    for family in (answering, checkpoints, training):
+    for family in (answering, evaluate, checkpoints, training):
         family.add_commands(commands)
     return parser

@@ -3,16 +3,12 @@
 from __future__ import annotations
 
 import argparse
-import contextlib
-import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from altclip_jax.cli.command import add_command, add_hub_options, print_json
-
-if TYPE_CHECKING:
-    from altclip_jax.inference.pipeline import AltCLIP
+from altclip_jax.cli.command import add_command, print_json
+from altclip_jax.cli.model import add_model_options, encoding_progress, load_model
 
 _PICTURES = {".png", ".jpg", ".jpeg", ".webp", ".gif", ".bmp", ".tif", ".tiff"}
 
@@ -25,35 +21,27 @@ def add_commands(commands: Any) -> None:
     classify.add_argument(
         "--templates", nargs="+", default=["{}"], metavar="T", help="prompts with one {} each, averaged per label"
     )
-    _add_model(classify)
+    add_model_options(classify)
 
     similarity = add_command(commands, "similarity", _similarity, "cosine of each picture with each text")
     _add_images(similarity)
     similarity.add_argument("--texts", nargs="+", required=True, metavar="TEXT", help="texts, in any language")
-    _add_model(similarity)
+    add_model_options(similarity)
 
     embed = add_command(commands, "embed", _embed, "write unit embeddings of pictures and texts to a file")
     _add_images(embed, nargs="*")
     embed.add_argument("--texts", nargs="+", default=[], metavar="TEXT", help="texts, in any language")
     embed.add_argument("--output", required=True, type=Path, metavar="FILE", help="an .npz or .safetensors file")
-    _add_model(embed)
+    add_model_options(embed)
 
 
 def _add_images(parser: argparse.ArgumentParser, nargs: str = "+") -> None:
     parser.add_argument("images", nargs=nargs, metavar="IMAGE", help="picture files, folders or glob patterns")
 
 
-def _add_model(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--model", metavar="SOURCE", help="a folder or hub id; default: the embedded model")
-    parser.add_argument(
-        "--dtype", choices=["float32", "bfloat16", "float16"], default="float32", help="default: %(default)s"
-    )
-    add_hub_options(parser)
-
-
 def _classify(options: argparse.Namespace) -> None:
-    files, clip = _find_images(options.images), _load(options)
-    with _progress(len(files)) as done:
+    files, clip = _find_images(options.images), load_model(options)
+    with encoding_progress(len(files)) as done:
         rows = clip.classify(files, options.labels, templates=options.templates, progress=done)
     if options.json:
         print_json(
@@ -70,8 +58,8 @@ def _classify(options: argparse.Namespace) -> None:
 
 
 def _similarity(options: argparse.Namespace) -> None:
-    files, clip = _find_images(options.images), _load(options)
-    with _progress(len(files)) as done:
+    files, clip = _find_images(options.images), load_model(options)
+    with encoding_progress(len(files)) as done:
         rows = clip.encode_images(files, progress=done) @ clip.encode_text(options.texts).T
     if options.json:
         print_json({"images": [str(file) for file in files], "texts": options.texts, "cosine": rows.tolist()})
@@ -87,8 +75,8 @@ def _embed(options: argparse.Namespace) -> None:
 
     if not options.images and not options.texts:
         raise ValueError("There is nothing to embed: name pictures, or give texts with --texts.")
-    files, clip = _find_images(options.images), _load(options)
-    with _progress(len(files) + len(options.texts)) as done:
+    files, clip = _find_images(options.images), load_model(options)
+    with encoding_progress(len(files) + len(options.texts)) as done:
         images, texts = clip.encode_images(files, progress=done), clip.encode_text(options.texts, progress=done)
     names = [str(file) for file in files]
     write_embeddings(options.output, images=images, image_names=names, texts=texts, text_names=options.texts)
@@ -115,25 +103,3 @@ def _find_images(patterns: Sequence[str]) -> list[Path]:
             raise FileNotFoundError(f"{pattern}: no picture there. Give a file, a folder with {kinds}, or a pattern.")
         files += found
     return files
-
-
-def _load(options: argparse.Namespace) -> AltCLIP:
-    from altclip_jax.inference.pipeline import AltCLIP
-
-    return AltCLIP.from_pretrained(
-        options.model, dtype=options.dtype, revision=options.revision, local_files_only=options.local_files_only
-    )
-
-
-@contextlib.contextmanager
-def _progress(total: int) -> Iterator[Callable[[int], None]]:
-    """A bar on standard error when the work is long and someone is watching."""
-    if total <= 64 or not sys.stderr.isatty():
-        yield lambda done: None
-        return
-    from rich.console import Console
-    from rich.progress import Progress
-
-    with Progress(console=Console(stderr=True)) as bar:
-        task = bar.add_task("encoding", total=total)
-        yield lambda done: bar.advance(task, done)

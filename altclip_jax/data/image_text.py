@@ -66,7 +66,7 @@ class ImageTextRecords:
         images = _images(fields)
         if not images or not all(isinstance(image, str) and image for image in images):
             raise SampleError(name, "it names no image: expected a path, or a list of paths")
-        pictures = tuple(Picture(image, (folder / image).read_bytes) for image in images)
+        pictures = tuple(Picture(image, (folder / image).read_bytes, folder / image) for image in images)
         return ImageText(name, captions, pictures)
 
     def _survey(self) -> None:

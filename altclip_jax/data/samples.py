@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import NamedTuple, Protocol, TypeVar
 
 
@@ -27,10 +28,11 @@ class Caption(NamedTuple):
 
 
 class Picture(NamedTuple):
-    """A picture that is read when it is asked for."""
+    """A picture that is read when it is asked for; `file` is None where it lies in a file among others."""
 
     name: str
     read: Callable[[], bytes]
+    file: Path | None = None
 
 
 @dataclass(frozen=True)

@@ -2,47 +2,134 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import numpy as np
 from jaxtyping import Float, Int
 
-_BLOCK = 1024
+from altclip_jax.evaluation.ranks import ranks
+
+AT = (1, 5, 10)
+Recall = dict[int, float]  # k -> share of queries
+
+
+@dataclass(frozen=True, kw_only=True)
+class LanguageRecall:
+    """Retrieval with the texts of one language.
+
+    Attributes:
+        texts: The places of the texts that are queries, among those that were given.
+        images: The places of the images that are queries: those with a text in this language.
+        candidates: How many images a text is looked for among; an image is looked for among `texts`.
+        text_ranks: Of each of `texts`, see `Ranks`.
+        image_ranks: Of each of `images`.
+        text_to_image: Share of texts with a right image among the first k.
+        image_to_text: Share of images with a right text among the first k.
+        text_to_image_chance: What guessing gives.
+        image_to_text_chance: What guessing gives.
+    """
+
+    texts: Int[np.ndarray, " texts"]
+    images: Int[np.ndarray, " images"]
+    candidates: int
+    text_ranks: Int[np.ndarray, " texts"]
+    image_ranks: Int[np.ndarray, " images"]
+    text_to_image: Recall
+    image_to_text: Recall
+    text_to_image_chance: Recall
+    image_to_text_chance: Recall
+
+    @property
+    def mean_recall(self) -> float:
+        """The mean over k and both directions."""
+        return float(np.mean([*self.text_to_image.values(), *self.image_to_text.values()]))
+
+    @property
+    def chance(self) -> float:
+        """The mean recall of guessing."""
+        return float(np.mean([*self.text_to_image_chance.values(), *self.image_to_text_chance.values()]))
+
+
+def retrieval(
+    images: Float[np.ndarray, "images width"],
+    image_ids: Int[np.ndarray, " images"],
+    texts: Float[np.ndarray, "texts width"],
+    text_ids: Int[np.ndarray, " texts"],
+    languages: Sequence[str],
+    at: Sequence[int] = AT,
+) -> dict[str, LanguageRecall]:
+    """Returns recall by language, as for Flickr30k, COCO and XTD: every text is a query, and a right one is enough.
+
+    A text is looked for among all images, an image among the texts of the language. Images and texts with the same id
+    are right for each other; see `ranks` for several right ones and for ties. Texts without an image are left out, and
+    so are languages without a text.
+
+    Args:
+        images: Unit embeddings.
+        image_ids: What each shows.
+        texts: Unit embeddings.
+        text_ids: What each is about.
+        languages: Of each text.
+        at: The values of k.
+    """
+    named = np.array(languages, np.str_)
+    known = np.isin(text_ids, image_ids)
+    found = {}
+    for language in dict.fromkeys(languages):
+        own = np.flatnonzero((named == language) & known)
+        if not own.size:
+            continue
+        text_ranks, image_ranks = ranks(images, image_ids, texts[own], text_ids[own])
+        queries = np.flatnonzero(image_ranks >= 0)
+        found[language] = LanguageRecall(
+            texts=own,
+            images=queries,
+            candidates=len(images),
+            text_ranks=text_ranks,
+            image_ranks=image_ranks[queries],
+            text_to_image=_shares(text_ranks, at),
+            image_to_text=_shares(image_ranks[queries], at),
+            text_to_image_chance=_guessed(text_ids[own], image_ids, at),
+            image_to_text_chance=_guessed(image_ids[queries], text_ids[own], at),
+        )
+    return found
 
 
 def recall(
     queries: Float[np.ndarray, "queries width"],
     items: Float[np.ndarray, "items width"],
     right: Int[np.ndarray, " queries"],
-    at: Sequence[int] = (1, 5, 10),
-) -> dict[int, float]:
+    at: Sequence[int] = AT,
+) -> Recall:
     """Returns {k: share of queries whose right item is among the k of the largest product}.
 
-    An item that scores as the right one does counts as before it, so that equal embeddings, or NaN, are no success.
-
     Args:
-        queries: One row per query.
-        items: One row per item, of the same width.
+        queries: One row per query, of unit length.
+        items: One row per item, likewise.
         right: The index of each query's item.
         at: The values of k.
     """
-    ranks = np.concatenate(
-        [
-            _ranks(queries[start : start + _BLOCK], items, right[start : start + _BLOCK])
-            for start in range(0, len(queries), _BLOCK)
-        ]
-        or [np.zeros(0, np.int64)]
-    )
+    return _shares(ranks(items, np.arange(len(items)), queries, right).text_to_image, at)
+
+
+def chance(items: int, at: Sequence[int] = AT, right: int = 1) -> Recall:
+    """Returns {k: share of queries that guessing answers} among `items` of which `right` are right."""
+    return {k: _any_drawn(items, right, min(k, items)) for k in at}
+
+
+def _any_drawn(items: int, right: int, draws: int) -> float:
+    every = math.comb(items, draws)
+    return (every - math.comb(items - right, draws)) / every
+
+
+def _guessed(query_ids: np.ndarray, item_ids: np.ndarray, at: Sequence[int]) -> Recall:
+    ids, counts = np.unique(item_ids, return_counts=True)
+    rights, weights = np.unique(counts[np.searchsorted(ids, query_ids)], return_counts=True)
+    each = [chance(len(item_ids), at, int(right)) for right in rights]
+    return {k: float(np.average([guess[k] for guess in each], weights=weights)) for k in at}
+
+
+def _shares(ranks: np.ndarray, at: Sequence[int]) -> Recall:
     return {k: float(np.mean(ranks < k)) if len(ranks) else float("nan") for k in at}
-
-
-def chance(items: int, at: Sequence[int] = (1, 5, 10)) -> dict[int, float]:
-    """Returns {k: recall of guessing} among `items`."""
-    return {k: min(k / items, 1.0) for k in at}
-
-
-def _ranks(queries: np.ndarray, items: np.ndarray, right: np.ndarray) -> np.ndarray:
-    scores = queries @ items.T
-    own = scores[np.arange(len(queries)), right]
-    ranks: np.ndarray = np.sum(~(scores < own[:, None]), axis=1) - 1  # so that NaN is no success either
-    return ranks

@@ -1,0 +1,53 @@
+"""evaluate: what a model can do, in numbers."""
+
+from __future__ import annotations
+
+import argparse
+from typing import Any
+
+from altclip_jax.cli.command import add_command, print_json
+from altclip_jax.cli.model import add_model_options, encoding_progress, load_model
+
+
+def add_commands(commands: Any) -> None:
+    """Adds the commands of this file to the subparsers of `altclip`."""
+    text = "measure a model on data: retrieval"
+    evaluate = commands.add_parser("evaluate", help=text, description=text.capitalize() + ".")
+    tasks = evaluate.add_subparsers(title="tasks", required=True, metavar="TASK")
+
+    retrieval = add_command(
+        tasks,
+        "retrieval",
+        _retrieval,
+        "find pictures by captions and captions by pictures, for each language",
+        epilog="A caption is found if a picture it belongs to is among the first k of all pictures; a picture, if one"
+        " of its captions is among the first k of that language. Equal scores count against the model.",
+    )
+    retrieval.add_argument(
+        "data", nargs="+", metavar="DATA", help="JSONL, CSV, TSV, webdataset tars or parquet; files or patterns"
+    )
+    retrieval.add_argument("--language", nargs="+", metavar="LANG", help="only captions in these; default: all")
+    _add_common(retrieval)
+
+
+def _add_common(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--batch-size", type=int, default=64, metavar="N", help="default: %(default)s")
+    add_model_options(parser)
+
+
+def _retrieval(options: argparse.Namespace) -> None:
+    from altclip_jax.cli import evaluation_tables
+    from altclip_jax.data.bad_samples import BadSamples
+    from altclip_jax.evaluation.retrieval_run import evaluate_retrieval, open_collection
+
+    bad = BadSamples()
+    collection = open_collection(options.data, options.language, bad)
+    clip = load_model(options)
+    total = len(collection.pictures) + len({caption.text for caption in collection.captions})
+    with encoding_progress(total) as done:
+        run = evaluate_retrieval(clip, collection, bad, batch_size=options.batch_size, progress=done)
+    summary = {"data": options.data, **run.summary()}
+    if options.json:
+        print_json(summary)
+    else:
+        evaluation_tables.print_retrieval(summary)

@@ -1,0 +1,46 @@
+"""The model that a command asks: its options, how it is loaded, and how its progress is shown."""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import sys
+from collections.abc import Callable, Iterator
+from typing import TYPE_CHECKING
+
+from altclip_jax.cli.command import add_hub_options
+
+if TYPE_CHECKING:
+    from altclip_jax.inference.pipeline import AltCLIP
+
+
+def add_model_options(parser: argparse.ArgumentParser) -> None:
+    """Adds what says which model answers."""
+    parser.add_argument("--model", metavar="SOURCE", help="a folder or hub id; default: the embedded model")
+    parser.add_argument(
+        "--dtype", choices=["float32", "bfloat16", "float16"], default="float32", help="default: %(default)s"
+    )
+    add_hub_options(parser)
+
+
+def load_model(options: argparse.Namespace) -> AltCLIP:
+    """Loads the model that the options name."""
+    from altclip_jax.inference.pipeline import AltCLIP
+
+    return AltCLIP.from_pretrained(
+        options.model, dtype=options.dtype, revision=options.revision, local_files_only=options.local_files_only
+    )
+
+
+@contextlib.contextmanager
+def encoding_progress(total: int) -> Iterator[Callable[[int], None]]:
+    """A bar on standard error when the work is long and someone is watching."""
+    if total <= 64 or not sys.stderr.isatty():
+        yield lambda done: None
+        return
+    from rich.console import Console
+    from rich.progress import Progress
+
+    with Progress(console=Console(stderr=True)) as bar:
+        task = bar.add_task("encoding", total=total)
+        yield lambda done: bar.advance(task, done)

@@ -1,0 +1,83 @@
+"""Embeddings of whole collections, each picture and each text once."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Sequence
+
+import numpy as np
+from jaxtyping import Float32, Int
+
+from altclip_jax.data.ahead import Ahead, in_batches
+from altclip_jax.data.augment import Augmentation
+from altclip_jax.data.bad_samples import BadSamples
+from altclip_jax.data.batches import keep_tokenizers_single
+from altclip_jax.data.pixels import Pixels
+from altclip_jax.data.samples import Picture, SampleError
+from altclip_jax.inference import encoders
+from altclip_jax.inference.pipeline import AltCLIP
+
+Progress = Callable[[int], None]
+
+
+def embed_pictures(
+    clip: AltCLIP,
+    pictures: Sequence[Picture],
+    bad: BadSamples,
+    *,
+    batch_size: int = 32,
+    threads: int = 4,
+    progress: Progress | None = None,
+) -> tuple[Float32[np.ndarray, "readable projection"], Int[np.ndarray, " readable"]]:
+    """Returns the unit embeddings of the pictures that can be read, and their places among `pictures`.
+
+    Args:
+        clip: The model.
+        pictures: Read here, each once.
+        bad: Is told those that cannot be read.
+        batch_size: Pictures that the model sees at once.
+        threads: How many decode.
+        progress: Called with the number of pictures done.
+
+    Raises:
+        TooManyBadSamples: `bad` allows no more.
+    """
+    encode = functools.partial(encoders.encode_images, clip.model, clip.params)
+    pixels = Pixels(clip.processor.image_processor, Augmentation())
+    rows = [np.zeros((0, clip.model.config.projection_dim), np.float32)]
+    places: list[int] = []
+
+    def decoded(place: int) -> tuple[int, np.ndarray | SampleError]:
+        try:
+            return place, pixels(pictures[place].name, pictures[place], None)
+        except SampleError as error:
+            return place, error
+
+    ahead = Ahead(in_batches(range(len(pictures)), batch_size), decoded, list, threads=threads, ahead=2)
+    try:
+        for done, _ in ahead:
+            bad.record([], [value for _, value in done if isinstance(value, SampleError)])
+            good = [(place, value) for place, value in done if not isinstance(value, SampleError)]
+            if good:
+                rows.append(encoders.run_padded(encode, batch_size, np.stack([value for _, value in good])))
+                places += [place for place, _ in good]
+            if progress:
+                progress(len(done))
+    finally:
+        ahead.close()
+    return np.concatenate(rows), np.array(places, np.int64)
+
+
+def embed_texts(
+    clip: AltCLIP, texts: Sequence[str], *, batch_size: int = 64, progress: Progress | None = None
+) -> Float32[np.ndarray, "texts projection"]:
+    """Returns unit embeddings; equal texts are embedded once, so theirs are equal bit for bit."""
+    keep_tokenizers_single()
+    places: dict[str, int] = {}
+    of_texts = [places.setdefault(text, len(places)) for text in texts]
+    # texts of similar length fill a batch with little padding
+    unique = list(places)
+    order = sorted(range(len(unique)), key=lambda place: len(unique[place]))
+    rows = np.empty((len(unique), clip.model.config.projection_dim), np.float32)
+    rows[order] = clip.encode_text([unique[place] for place in order], batch_size=batch_size, progress=progress)
+    return rows[of_texts]

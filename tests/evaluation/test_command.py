@@ -1,0 +1,85 @@
+"""`altclip evaluate` on the embedded model."""
+
+import json
+
+import numpy as np
+import pytest
+
+from altclip_jax import AltCLIP, cli
+from altclip_jax.assets import PICTURES
+from altclip_jax.evaluation.retrieval import retrieval
+
+NAMES = json.loads((PICTURES / "names.json").read_text(encoding="utf-8"))
+KEYS = sorted(NAMES)
+
+
+def run(capsys, *arguments):
+    code = cli.main(["evaluate", *arguments])
+    out, err = capsys.readouterr()
+    return code, out, err
+
+
+@pytest.fixture
+def table(tmp_path):
+    """The pictures of both designs, each on two lines: its name in two languages."""
+    lines = [
+        f"{PICTURES / f'{key}_{design}.png'}\t{NAMES[key][language]}\t{language}"
+        for key in KEYS
+        for language in ("en", "zh")
+        for design in ("noto", "fxemoji")
+    ]
+    path = tmp_path / "pictures.tsv"
+    path.write_text("\n".join(["image\tcaption\tlanguage", *lines]), encoding="utf-8")
+    return path
+
+
+def test_retrieval_says_what_the_pipeline_and_a_sort_say(capsys, table):
+    code, out, err = run(capsys, "retrieval", str(table), "--json")
+    assert code == 0, err
+    told = json.loads(out)
+    assert (told["pictures"], told["captions"], list(told["languages"])) == (36, 72, ["en", "zh"])
+    clip = AltCLIP.from_pretrained()
+    files = [PICTURES / f"{key}_{design}.png" for key in KEYS for design in ("noto", "fxemoji")]
+    for language in ("en", "zh"):
+        names = [NAMES[key][language] for key in KEYS]
+        cosines = clip.similarity(files, names)
+        # two pictures have the same name, so the right one is behind the other or before it, and a tie is a failure
+        ranks = [np.sum(np.repeat(row, 2) >= row[place // 2] - 1e-6) - 1 for place, row in enumerate(cosines)]
+        numbers = told["languages"][language]
+        assert numbers["image_to_text"] == {str(k): pytest.approx(np.mean(np.array(ranks) < k)) for k in (1, 5, 10)}
+        assert numbers["image_to_text"]["1"] == 0
+        assert numbers["chance"]["text_to_image"]["1"] == pytest.approx(1 / 36)
+    assert told["mean"]["mean_recall"] == pytest.approx(
+        np.mean([numbers["mean_recall"] for numbers in told["languages"].values()])
+    )
+
+
+def test_retrieval_prints_a_table(capsys, table):
+    code, out, _ = run(capsys, "retrieval", str(table), "--language", "zh")
+    assert code == 0
+    assert "36 pictures, 36 captions in 1 language" in out
+    assert [line.split("│")[1].strip() for line in out.splitlines() if "│" in line] == ["zh", "guessing"]
+
+
+def test_a_picture_that_cannot_be_read_is_left_out_and_told(capsys, tmp_path):
+    (tmp_path / "bad.png").write_bytes(b"no picture")
+    lines = [f"{PICTURES / f'{key}_noto.png'},{key}" for key in KEYS[:5]]
+    (tmp_path / "set.csv").write_text("\n".join(["image,caption", *lines, "bad.png,bad"]))
+    code, out, _ = run(capsys, "retrieval", str(tmp_path / "set.csv"))
+    assert code == 0
+    assert "5 pictures, 5 captions in 1 language" in out
+    assert "bad.png" in out.splitlines()[-1]
+    (tmp_path / "none.csv").write_text("image,caption\nbad.png,bad\n")
+    code, out, err = run(capsys, "retrieval", str(tmp_path / "none.csv"))
+    assert (code, out) == (1, "")
+    assert "No caption is left" in err
+
+
+def test_training_may_ask_for_the_same_numbers_by_embeddings():
+    clip = AltCLIP.from_pretrained()
+    images = clip.encode_images([PICTURES / f"{key}_noto.png" for key in KEYS])
+    texts = clip.encode_text([NAMES[key][language] for language in ("en", "zh") for key in KEYS])
+    ids = np.arange(len(KEYS))
+    found = retrieval(images, ids, texts, np.tile(ids, 2), ["en"] * len(KEYS) + ["zh"] * len(KEYS))
+    assert found["en"].text_to_image[1] > 0.8
+    assert found["zh"].text_to_image[1] > 0.8

@@ -135,6 +135,7 @@ def test_interruption_exits_with_130(capsys, monkeypatch):
         "embed",
         "evaluate",
         "evaluate retrieval",
+        "evaluate zero-shot",
         "convert",
         "info",
         "init",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+from pathlib import Path
 from typing import Any
 
 from altclip_jax.cli.command import add_command, print_json
@@ -11,7 +12,7 @@ from altclip_jax.cli.model import add_model_options, encoding_progress, load_mod
 
 def add_commands(commands: Any) -> None:
     """Adds the commands of this file to the subparsers of `altclip`."""
-    text = "measure a model on data: retrieval"
+    text = "measure a model on data: retrieval, zero-shot"
     evaluate = commands.add_parser("evaluate", help=text, description=text.capitalize() + ".")
     tasks = evaluate.add_subparsers(title="tasks", required=True, metavar="TASK")
 
@@ -28,6 +29,31 @@ def add_commands(commands: Any) -> None:
     )
     retrieval.add_argument("--language", nargs="+", metavar="LANG", help="only captions in these; default: all")
     _add_common(retrieval)
+
+    zero_shot = add_command(
+        tasks,
+        "zero-shot",
+        _zero_shot,
+        "tell pictures apart by the names of their classes, in each language",
+        epilog="Of equal scores the class that stands first in the file counts as the larger.",
+    )
+    zero_shot.add_argument(
+        "data",
+        nargs="+",
+        metavar="DATA",
+        help="a folder with a sub-folder per class; JSONL, CSV or TSV with image and label; webdataset tars with .cls",
+    )
+    zero_shot.add_argument(
+        "--classes", required=True, type=Path, metavar="FILE", help="JSON or TOML: names of the classes by language"
+    )
+    zero_shot.add_argument(
+        "--templates",
+        type=Path,
+        metavar="FILE",
+        help="JSON or TOML: prompts with one {} each by language, averaged per class; default: the bare name",
+    )
+    zero_shot.add_argument("--language", nargs="+", metavar="LANG", help="only names in these; default: all")
+    _add_common(zero_shot)
 
 
 def _add_common(parser: argparse.ArgumentParser) -> None:
@@ -51,3 +77,24 @@ def _retrieval(options: argparse.Namespace) -> None:
         print_json(summary)
     else:
         evaluation_tables.print_retrieval(summary)
+
+
+def _zero_shot(options: argparse.Namespace) -> None:
+    from altclip_jax.cli import evaluation_tables
+    from altclip_jax.data.bad_samples import BadSamples
+    from altclip_jax.evaluation.classes import read_classes, read_templates
+    from altclip_jax.evaluation.labelled import open_labelled
+    from altclip_jax.evaluation.zero_shot_run import evaluate_zero_shot
+
+    bad = BadSamples()
+    classes = read_classes(options.classes).limited(options.language)
+    templates = read_templates(options.templates) if options.templates else {}
+    labelled = open_labelled(options.data, bad)
+    clip = load_model(options)
+    with encoding_progress(len(labelled)) as done:
+        run = evaluate_zero_shot(clip, labelled, classes, templates, bad, batch_size=options.batch_size, progress=done)
+    summary = {"data": options.data, **run.summary()}
+    if options.json:
+        print_json(summary)
+    else:
+        evaluation_tables.print_zero_shot(summary)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from rich.console import Console
@@ -34,9 +34,47 @@ def print_retrieval(summary: Mapping[str, Any]) -> None:
     _print_left_out(summary["left_out"])
 
 
+def print_zero_shot(summary: Mapping[str, Any]) -> None:
+    """Prints accuracy by language, and what the worst classes of the first language are taken for."""
+    languages = summary["languages"]
+    print(
+        f"{summary['model']}: {summary['pictures']:,} pictures, {summary['classes']:,} classes; in %"
+        "\n(per class: mean over classes; ECE: expected calibration error; guess: top-1 of guessing)"
+    )
+    table = Table("\nlang")
+    for heading in ("pictures", "classes", "prompts", "top-1", "top-5", "per\nclass", "ECE", "guess"):
+        table.add_column(heading if "\n" in heading else f"\n{heading}", justify="right")
+    for language, numbers in languages.items():
+        measured = (numbers["top1"], numbers["top5"], numbers["mean_per_class"], numbers["calibration_error"])
+        table.add_row(
+            language,
+            *(f"{numbers[name]:,}" for name in ("pictures", "classes", "templates")),
+            *(_percent(value) for value in (*measured, numbers["chance"]["top1"])),
+        )
+    Console().print(table)
+    language, numbers = next(iter(languages.items()))
+    if numbers["worst_classes"]:
+        _print_worst(language, numbers["worst_classes"])
+    _print_left_out(summary["left_out"])
+
+
+def _print_worst(language: str, worst: Sequence[Mapping[str, Any]]) -> None:
+    table = Table(f"worst classes ({language})", "pictures", "right", "taken for")
+    for column in table.columns[1:3]:
+        column.justify = "right"
+    for entry in worst:
+        taken = ", ".join(f"{other['name']} {_percent(other['share'])}" for other in entry["taken_for"])
+        table.add_row(entry["name"], f"{entry['pictures']:,}", _percent(entry["accuracy"]), taken)
+    Console().print(table)
+
+
 def _recalls(numbers: Mapping[str, Any]) -> list[str]:
     both = [*numbers["text_to_image"].values(), *numbers["image_to_text"].values(), numbers["mean_recall"]]
-    return [f"{100 * value:.1f}" for value in both]
+    return [_percent(value) for value in both]
+
+
+def _percent(share: float) -> str:
+    return f"{100 * share:.1f}"
 
 
 def _print_left_out(left_out: Mapping[str, str]) -> None:

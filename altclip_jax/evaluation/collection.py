@@ -26,12 +26,14 @@ class Collection:
         picture_ids: The thing that each shows.
         captions: All of them, also where two are the same.
         caption_ids: The thing that each is about.
+        sample_ids: The thing that each sample of the mixture is about; -1 for those that cannot be used.
     """
 
     pictures: tuple[Picture, ...]
     picture_ids: Int[np.ndarray, " pictures"]
     captions: tuple[Caption, ...]
     caption_ids: Int[np.ndarray, " captions"]
+    sample_ids: Int[np.ndarray, " samples"]
 
     @property
     def languages(self) -> list[str]:
@@ -56,6 +58,7 @@ def collect(mixture: Mixture[ImageTextSource], bad: BadSamples) -> Collection:
     pictures: list[Picture] = []
     places: dict[str, int] = {}  # of the pictures, by where they lie
     samples: list[list[int]] = []  # the pictures of each
+    used: list[int] = []  # their ids in the mixture
     captions: list[tuple[int, Caption]] = []  # with their samples
     for first, source in zip(mixture.first_ids, mixture.sources, strict=True):
         for index in range(len(source)):
@@ -74,12 +77,16 @@ def collect(mixture: Mixture[ImageTextSource], bad: BadSamples) -> Collection:
                 own.append(places[name])
             captions += [(len(samples), caption) for caption in sample.captions]
             samples.append(own)
+            used.append(first + index)
     things = _connected(len(pictures), samples)
+    sample_ids = np.full(len(mixture), -1, np.int64)
+    sample_ids[used] = [things[own[0]] for own in samples]
     return Collection(
         tuple(pictures),
         things,
         tuple(caption for _, caption in captions),
         np.array([things[samples[sample][0]] for sample, _ in captions], np.int64),
+        sample_ids,
     )
 
 

@@ -1,13 +1,19 @@
 """`altclip evaluate` on the embedded model."""
 
 import json
+import subprocess
+import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
 
 from altclip_jax import AltCLIP, cli
 from altclip_jax.assets import PICTURES
+from altclip_jax.evaluation import embedding
 from altclip_jax.evaluation.retrieval import retrieval
+
+ROOT = Path(__file__).parents[2]
 
 NAMES = json.loads((PICTURES / "names.json").read_text(encoding="utf-8"))
 KEYS = sorted(NAMES)
@@ -73,6 +79,70 @@ def test_a_picture_that_cannot_be_read_is_left_out_and_told(capsys, tmp_path):
     code, out, err = run(capsys, "retrieval", str(tmp_path / "none.csv"))
     assert (code, out) == (1, "")
     assert "No caption is left" in err
+
+
+@pytest.fixture(scope="module")
+def categories(tmp_path_factory):
+    """Pictures of held-out emoji in a folder for each category, and the names of these."""
+    folder = tmp_path_factory.mktemp("categories")
+    shards = sorted((ROOT / "recipes" / "emoji" / "data").glob("eval_held_out-twemoji-*.tar"))
+    script = ROOT / "scripts" / "emoji_categories.py"
+    subprocess.run([sys.executable, script, *shards, "--output", folder], check=True, capture_output=True)
+    return folder
+
+
+def test_zero_shot_says_what_the_pipeline_says(capsys, categories, tmp_path):
+    (tmp_path / "templates.json").write_text(json.dumps({"en": ["{}", "a picture of {}"]}))
+    options = ["--classes", str(categories / "classes.json"), "--templates", str(tmp_path / "templates.json")]
+    pictures = str(categories / "pictures")
+    code, out, err = run(capsys, "zero-shot", pictures, *options, "--language", "ko", "en", "--json")
+    assert code == 0, err
+    told = json.loads(out)
+    assert (told["pictures"], told["classes"], list(told["languages"])) == (126, 14, ["ko", "en"])
+    clip = AltCLIP.from_pretrained()
+    classes = json.loads((categories / "classes.json").read_text(encoding="utf-8"))
+    files = sorted((categories / "pictures").rglob("*.webp"))
+    right = np.array([list(classes).index(file.parent.name) for file in files])
+    for language, templates in (("ko", ["{}"]), ("en", ["{}", "a picture of {}"])):
+        labels = [names[language] for names in classes.values()]
+        probabilities = clip.classify(files, labels, templates=templates)
+        hits = probabilities.argmax(axis=1) == right
+        numbers = told["languages"][language]
+        assert numbers["top1"] == pytest.approx(hits.mean())
+        assert numbers["mean_per_class"] == pytest.approx(np.mean([hits[right == place].mean() for place in {*right}]))
+        bins = np.ceil(probabilities.max(axis=1) * 15)
+        gaps = [abs(np.sum((hits - probabilities.max(axis=1))[bins == place])) for place in range(16)]
+        assert numbers["calibration_error"] == pytest.approx(sum(gaps) / len(files), abs=1e-6)
+        assert (numbers["templates"], numbers["chance"]["top1"]) == (len(templates), 1 / 14)
+
+
+def test_zero_shot_embeds_the_pictures_once(capsys, categories, monkeypatch):
+    calls = []
+    original = embedding.encoders.encode_images
+
+    def counted(*arguments):
+        calls.append(len(arguments[2]))
+        return original(*arguments)
+
+    monkeypatch.setattr(embedding.encoders, "encode_images", counted)
+    code, out, _ = run(capsys, "zero-shot", str(categories / "pictures"), "--classes", str(categories / "classes.json"))
+    assert code == 0
+    assert calls == [64, 64]
+    rows = [line.split("│")[1].strip() for line in out.splitlines() if "│" in line]
+    assert rows[:11] == ["ar", "de", "en", "es", "fr", "hi", "it", "ja", "ko", "ru", "zh"]
+
+
+def test_a_language_that_names_only_some_classes_is_measured_on_these(capsys, categories, tmp_path):
+    classes = json.loads((categories / "classes.json").read_text(encoding="utf-8"))
+    names = {"classes": list(classes), "en": [own["en"] for own in classes.values()]}
+    names["de"] = [own["de"] if place < 4 else "" for place, own in enumerate(classes.values())]
+    (tmp_path / "some.json").write_text(json.dumps(names))
+    _, out, _ = run(
+        capsys, "zero-shot", str(categories / "pictures"), "--classes", str(tmp_path / "some.json"), "--json"
+    )
+    german = json.loads(out)["languages"]["de"]
+    expected = sum(len(list((categories / "pictures" / key).iterdir())) for key in list(classes)[:4])
+    assert (german["classes"], german["pictures"]) == (4, expected)
 
 
 def test_training_may_ask_for_the_same_numbers_by_embeddings():

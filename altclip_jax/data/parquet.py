@@ -33,9 +33,8 @@ class ParquetImages:
         """Reads the footers.
 
         Raises:
-            ImportError: pyarrow is missing.
             OSError: a file cannot be read.
-            ValueError: a file is damaged, or without the columns.
+            ValueError: a file is damaged, or without the columns, or pyarrow is missing.
         """
         self._languages = None if languages is None else tuple(languages)
         roles = image_text_roles(image_key, caption_key, language_key)
@@ -130,7 +129,7 @@ class ParquetImages:
             import pyarrow
             import pyarrow.parquet
         except ImportError:
-            raise ImportError(
+            raise ValueError(
                 f"{self._paths[place]} needs pyarrow to be read: install it with pip install 'altclip-jax[parquet]'."
             ) from None
         if place not in self._open:

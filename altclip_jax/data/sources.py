@@ -89,8 +89,8 @@ def open_sources(specs: Sequence[SourceSpec], kind: Kind) -> Mixture[Any]:
     Raises:
         FileNotFoundError: files do not exist; all are named.
         OSError: a file cannot be read.
-        ImportError: parquet without pyarrow.
-        ValueError: a format, a table or an option that does not fit, or nothing in a source; all are named.
+        ValueError: a format, a table or an option that does not fit, nothing in a source, or parquet without pyarrow;
+            all are named.
     """
     sources, problems, missing = [], [], []
     for spec in specs:

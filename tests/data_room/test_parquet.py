@@ -84,7 +84,7 @@ def test_without_pyarrow_the_extra_is_named(tmp_path, table, monkeypatch):
     pq.write_table(table, tmp_path / "a.parquet")
     monkeypatch.setitem(sys.modules, "pyarrow", None)
     monkeypatch.setitem(sys.modules, "pyarrow.parquet", None)
-    with pytest.raises(ImportError, match=r"pip install 'altclip-jax\[parquet\]'"):
+    with pytest.raises(ValueError, match=r"pip install 'altclip-jax\[parquet\]'"):
         opened(tmp_path / "a.parquet")
 
 

@@ -18,24 +18,13 @@ import pydantic
 from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
 
 from altclip_jax.data.augment import Augmentation
+from altclip_jax.data.files import expanded
 from altclip_jax.data.sources import SourceSpec
+from altclip_jax.training.config_values import anchor, flat, override, place, shown, with_defaults
 
 Stage = Literal["teacher", "contrastive"]
 Share = Annotated[float, Field(ge=0, lt=1)]
 
-# Chen et al. 2022, table 6; what a stage's file does not say.
-_STAGE_DEFAULTS: dict[str, dict[str, Any]] = {
-    "teacher": {
-        "steps": 238_620,
-        "model": {"train": ["text_model"]},
-        "optimizer": {"learning_rate": 1e-4, "weight_decay": 0.1, "warmup_steps": 500, "clip_norm": 1.0},
-    },
-    "contrastive": {
-        "steps": 2_000,
-        "model": {"train": ["text_model", "text_projection", "logit_scale"]},
-        "optimizer": {"learning_rate": 2e-6, "weight_decay": 0.05, "warmup_steps": 2_000, "clip_norm": 5.0},
-    },
-}
 # What may change between the halves of an interrupted run: nothing that decides the numbers.
 _FREE_TO_CHANGE = (
     "folder",
@@ -61,7 +50,8 @@ class ModelSettings(_Settings):
     train: tuple[str, ...]  # parts of the model that train; the others are locked and cost nothing
     fresh: tuple[str, ...] = ()  # parts that start from random values of the run's seed, not from the source
     frozen: tuple[str, ...] = ()  # regular expressions for whole paths within those parts that do not train
-    dtype: Literal["float32", "bfloat16", "float16"] = "float32"  # of computation; master parameters are float32
+    # of computation; master parameters are float32. float16 is not here: its gradients need their loss scaled
+    dtype: Literal["float32", "bfloat16"] = "float32"
     remat: Literal["none", "full", "dots"] = "none"  # what each layer computes again in the backward pass
     attention: Literal["plain", "xla", "cudnn"] = "plain"
 
@@ -152,13 +142,15 @@ class OptimizerSettings(_Settings):
     learning_rate: PositiveFloat
     betas: tuple[Share, Share] = (0.99, 0.999)
     eps: PositiveFloat = 1e-8
-    weight_decay: NonNegativeFloat  # of matrices and tables; not of biases, norms and the temperature
+    weight_decay: NonNegativeFloat  # decoupled, of matrices and tables; not of biases, norms and the temperature
     clip_norm: PositiveFloat | None  # of the whole gradient
     warmup_steps: NonNegativeInt
     schedule: Literal["constant", "cosine", "linear"] = "cosine"  # after warm-up
     final_factor: NonNegativeFloat = 0.0  # of the learning rate, at the last step
     rules: tuple[PathRule, ...] = ()
-    ema_decay: Share | None = None  # keep an exponential moving average of the parameters; it is what is exported
+    # keep an exponential moving average of the parameters, which is then what is measured and exported; after n steps
+    # its decay is at most (1 + n) / (10 + n), so that it forgets where it began
+    ema_decay: Share | None = None
 
 
 class CheckpointSettings(_Settings):
@@ -166,8 +158,8 @@ class CheckpointSettings(_Settings):
 
     every: PositiveInt = 500
     keep_last: PositiveInt = 2
-    keep_best: NonNegativeInt = 0
-    metric: str = "mean_recall"
+    keep_best: NonNegativeInt = 0  # by `metric`, beside the last; if any, the best is what is exported in the end
+    metric: str = "mean_recall"  # "loss", "text_to_image@1", "zh/text_to_image@1", ...
     mode: Literal["max", "min"] = "max"
 
 
@@ -176,7 +168,7 @@ class LoggingSettings(_Settings):
 
     every: PositiveInt = 10
     tensorboard: bool = False
-    profile_steps: tuple[NonNegativeInt, NonNegativeInt] | None = None  # first and last step of a profiler trace
+    profile_steps: tuple[PositiveInt, PositiveInt] | None = None  # first and last of a profiler trace, counted from 1
 
 
 class EvaluationSettings(_Settings):
@@ -225,6 +217,7 @@ class RunConfig(_Settings):
         compared = self.batch_size // self.loss.accumulate
         if self.loss.form == "chunked" and compared % min(self.loss.chunk_rows, compared):
             problems.append(f"loss.chunk_rows={self.loss.chunk_rows} must divide the {compared} rows that are compared")
+        problems += self._idle()
         if self.stage == "teacher":
             projected = self.teacher is not None and self.teacher.target == "projected"
             unread = sorted(set(self.model.train) - {"text_model", *(["text_projection"] if projected else [])})
@@ -235,6 +228,34 @@ class RunConfig(_Settings):
         if problems:
             raise ValueError("; ".join(problems))
         return self
+
+    def _idle(self) -> list[str]:
+        """Returns what is set and would do nothing."""
+        problems = []
+        if self.stage == "teacher":
+            if self.data.languages is not None:
+                problems.append(
+                    "data.languages weighs captions of pictures; parallel text is mixed by sources' weights"
+                )
+            plain = LossSettings()
+            idle = [
+                name
+                for name in ("form", "chunk_rows", "max_log_scale")
+                if getattr(self.loss, name) != getattr(plain, name)
+            ]
+            if idle:
+                problems.append(f"loss.{', loss.'.join(idle)} are of the contrastive loss, not of stage 'teacher'")
+        if self.checkpoints.keep_best:
+            if not self.data.evaluate:
+                problems.append("checkpoints.keep_best needs data.evaluate, which says what is better")
+            directions = "text_to_teacher" if self.stage == "teacher" else "text_to_image|image_to_text"
+            known = rf"mean_recall|([^/]+/)?loss|([^/]+/)?({directions})@(1|5|10)"
+            if not re.fullmatch(known, self.checkpoints.metric):
+                problems.append(
+                    f"checkpoints.metric={self.checkpoints.metric!r} is not evaluated in this stage: there are loss,"
+                    f" mean_recall and {directions.replace('|', '@1, ')}@1, also for 5, 10 and each language"
+                )
+        return problems
 
     @classmethod
     def read(cls, path: str | os.PathLike[str], overrides: Sequence[str] = ()) -> Self:
@@ -256,9 +277,9 @@ class RunConfig(_Settings):
             ) from None
         except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
             raise ValueError(f"{file} is not valid TOML ({error}).") from None
-        _anchor(values, file.parent)
-        for override in overrides:
-            _set(values, override)
+        anchor(values, file.parent)
+        for setting in overrides:
+            override(values, setting)
         return cls.from_values(values, str(file))
 
     @classmethod
@@ -269,20 +290,31 @@ class RunConfig(_Settings):
             ValueError: settings are unknown, missing or make no sense; all are named.
         """
         try:
-            return cls.model_validate(_with_defaults(values))
+            return cls.model_validate(with_defaults(values))
         except pydantic.ValidationError as error:
-            faults = [
-                f"{_place(fault['loc'])}{fault['msg']} (got {_shown(fault['input'])})" for fault in error.errors()
-            ]
+            faults = [f"{place(fault['loc'])}{fault['msg']} (got {shown(fault['input'])})" for fault in error.errors()]
             raise ValueError(f"{subject} is not the configuration of a run:\n  - " + "\n  - ".join(faults)) from None
 
     def to_dict(self) -> dict[str, Any]:
         """Returns plain values that `from_values` reads back equal."""
         return self.model_dump(mode="json")
 
+    def described(self) -> dict[str, Any]:
+        """Returns what a checkpoint says of its run: the values, and the bytes of each file that it learns from.
+
+        Raises:
+            FileNotFoundError: files of the data are missing; all of a source are named.
+        """
+        files = {str(path): path.stat().st_size for source in self.data.train for path in expanded(source.path)}
+        return {**self.to_dict(), "files": files}
+
     def differences(self, other: Mapping[str, Any]) -> list[str]:
-        """Returns "setting: theirs -> ours" for what decides the numbers of a run and is not the same in `other`."""
-        ours, theirs = _flat(self.to_dict()), _flat(other)
+        """Returns "setting: theirs -> ours" for what decides the numbers of a run and is not the same in `other`.
+
+        Args:
+            other: What `described` gave, or `to_dict`, which knows of no files.
+        """
+        ours, theirs = flat(self.described() if "files" in other else self.to_dict()), flat(other)
         return [
             f"{name}: {theirs.get(name, 'absent')!r} -> {ours.get(name, 'absent')!r}"
             for name in sorted({*ours, *theirs})
@@ -295,64 +327,3 @@ def made_augmentation(values: Mapping[str, Any]) -> Augmentation:
     """Returns the augmentation that a file's table describes, whose pairs are lists."""
     fields: Any = {name: tuple(value) if isinstance(value, list) else value for name, value in values.items()}
     return Augmentation(**fields)
-
-
-def _with_defaults(values: Mapping[str, Any]) -> dict[str, Any]:
-    merged = dict(values)
-    for name, default in _STAGE_DEFAULTS.get(str(values.get("stage")), {}).items():
-        if isinstance(default, Mapping):
-            given = merged.get(name, {})
-            merged[name] = {**default, **given} if isinstance(given, Mapping) else given
-        else:
-            merged.setdefault(name, default)
-    return merged
-
-
-def _anchor(values: dict[str, Any], folder: Path) -> None:
-    """Makes paths that exist beside the file independent of where the command runs."""
-    data = values.get("data")
-    sources = [
-        item for name in ("train", "evaluate") for item in (data.get(name) or [] if isinstance(data, dict) else [])
-    ]
-    for table, key in [
-        (values.get("model"), "source"),
-        (values.get("teacher"), "source"),
-        *((item, "path") for item in sources),
-    ]:
-        if isinstance(table, dict) and isinstance(table.get(key), str):
-            beside = folder / table[key]
-            is_path = key == "path" or beside.exists() or table[key].startswith((".", "/"))
-            table[key] = str(beside.resolve()) if is_path else table[key]
-
-
-def _set(values: dict[str, Any], override: str) -> None:
-    name, equals, text = override.partition("=")
-    if not equals or not name:
-        raise ValueError(f"{override!r} is not of the form key=value, such as optimizer.learning_rate=1e-3.")
-    try:
-        value = tomllib.loads(f"value = {text}")["value"]
-    except tomllib.TOMLDecodeError:
-        value = text  # a string that needs no quotes, as on any command line
-    *parents, last = name.split(".")
-    try:
-        node: Any = values
-        for parent in parents:
-            node = node[int(parent)] if isinstance(node, list) else node.setdefault(parent, {})
-        node[int(last) if isinstance(node, list) else last] = value
-    except (TypeError, ValueError, IndexError, AttributeError):
-        raise ValueError(f"{override!r} names no setting: there is no place {name} in this file.") from None
-
-
-def _place(location: Sequence[Any]) -> str:
-    return ".".join(map(str, location)) + ": " if location else ""
-
-
-def _shown(value: Any) -> str:
-    text = repr(value)
-    return text if len(text) <= 80 else text[:77] + "..."
-
-
-def _flat(values: Any, prefix: str = "") -> dict[str, Any]:
-    if isinstance(values, Mapping) and values:
-        return {name: leaf for key, value in values.items() for name, leaf in _flat(value, f"{prefix}{key}.").items()}
-    return {prefix.removesuffix("."): list(values) if isinstance(values, tuple) else values}

@@ -90,11 +90,49 @@ def test_all_faults_are_named_at_once(tmp_path):
         ("stage.x=1", "there is no place stage.x"),
         ("data.train.5.weight=2", "there is no place data.train.5.weight"),
         ("loss={form='chunked', chunk_rows=100}", "must divide the 1024 rows"),
+        ("model.dtype=float16", "float32' or 'bfloat16'"),
+        ("checkpoints.keep_best=1", r"keep_best needs data\.evaluate"),
+        ("checkpoints={keep_best=1, metric='recall'}", "'recall' is not evaluated in this stage"),
+        ("logging.profile_steps=[0, 3]", "greater than 0"),
     ],
 )
 def test_what_makes_no_sense_is_a_sentence(tmp_path, override, message):
     with pytest.raises(ValueError, match=message):
         RunConfig.read(written(tmp_path), [override])
+
+
+def test_settings_that_the_stage_does_not_read_are_refused(tmp_path):
+    teacher = ["stage=teacher", "teacher.source=clip", "model.train=['text_model']"]
+    assert RunConfig.read(written(tmp_path), teacher).loss.form == "plain"
+    for override, message in [
+        ("loss.form=chunked", "loss.form are of the contrastive loss"),
+        ("data.languages={zh=2}", "data.languages weighs captions of pictures"),
+        ("checkpoints={keep_best=1, metric='text_to_image@1'}", "not evaluated in this stage: there are"),
+    ]:
+        with pytest.raises(ValueError, match=message):
+            RunConfig.read(written(tmp_path), [*teacher, override])
+
+
+def test_an_optimizer_has_its_own_defaults_where_the_papers_table_is_of_another(tmp_path):
+    of = {
+        name: RunConfig.read(written(tmp_path), [f"optimizer.name={name}"]).optimizer
+        for name in ("adamw", "sgd", "lion")
+    }
+    assert (of["adamw"].weight_decay, of["adamw"].betas) == (0.05, (0.99, 0.999))
+    assert (of["sgd"].weight_decay, of["sgd"].betas[0]) == (0.0, 0.9)
+    assert of["lion"].betas == (0.9, 0.99)
+    given = RunConfig.read(written(tmp_path), ["optimizer.name=sgd", "optimizer.weight_decay=0.3"])
+    assert given.optimizer.weight_decay == 0.3
+
+
+def test_data_of_another_size_are_other_data(tmp_path):
+    data = tmp_path / "pairs.jsonl"
+    data.write_text("{}\n")
+    config = RunConfig.read(written(tmp_path))
+    stored = json.loads(json.dumps(config.described()))
+    assert config.differences(stored) == []
+    data.write_text("{}\n{}\n")
+    assert config.differences(stored) == [f"files.{data}: 3 -> 6"]
 
 
 def test_missing_and_broken_files_are_named(tmp_path):

@@ -13,6 +13,7 @@ from typing import Any
 import jax
 import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+from jaxtyping import Int
 
 from altclip_jax.weights.convert import Params, flatten, unflatten
 
@@ -93,7 +94,7 @@ def placed(shapes: Any, shardings: Any) -> Any:
     return jax.tree.map(lambda leaf, place: abstract(leaf.shape, leaf.dtype, sharding=place), shapes, shardings)
 
 
-def gathered(mesh: Mesh, params: Params) -> Params:
+def gathered(mesh: Mesh, params: Params, prefix: str = "") -> Params:
     """Inside jit: the parameters as computation wants them, each whole along "fsdp" and cut along "tensor" alone.
 
     This is what makes "fsdp" a way to store parameters and no way to compute with them. Left to itself the partitioner
@@ -106,7 +107,7 @@ def gathered(mesh: Mesh, params: Params) -> Params:
     constrain: Any = jax.lax.with_sharding_constraint
 
     def whole(path: str, leaf: Any) -> Any:
-        axes = tuple(None if axis == "fsdp" else axis for axis in _fitted(mesh, axes_of(path), leaf.shape))
+        axes = tuple(None if axis == "fsdp" else axis for axis in _fitted(mesh, axes_of(prefix + path), leaf.shape))
         return constrain(leaf, sharding(mesh, axes))
 
     return unflatten({path: whole(path, leaf) for path, leaf in flatten(params).items()})
@@ -138,8 +139,8 @@ def batch_devices(mesh: Mesh) -> int:
     return devices
 
 
-def local_rows(mesh: Mesh, rows: int) -> slice:
-    """Returns which rows of a global batch the devices of this process hold.
+def local_rows(mesh: Mesh, rows: int) -> Int[np.ndarray, " mine"]:
+    """Returns which rows of a global batch the devices of this process hold, in order.
 
     Raises:
         ValueError: the batch cannot be dealt evenly over the devices.
@@ -147,15 +148,36 @@ def local_rows(mesh: Mesh, rows: int) -> slice:
     devices = batch_devices(mesh)
     if rows % devices:
         raise ValueError(f"A batch of {rows} rows cannot be dealt evenly over data x fsdp = {devices} devices.")
-    mine = sharding(mesh, BATCH).addressable_devices_indices_map((rows,)).values()
-    pieces = [piece[0].indices(rows) for piece in mine if piece is not None]
-    return slice(min(piece[0] for piece in pieces), max(piece[1] for piece in pieces))
+    everything = np.arange(rows)
+    pieces = sharding(mesh, BATCH).addressable_devices_indices_map((rows,)).values()
+    return np.unique(np.concatenate([everything[piece] for piece in pieces if piece is not None]))
 
 
-def place_batch(mesh: Mesh, arrays: Mapping[str, np.ndarray]) -> dict[str, jax.Array]:
-    """Puts the rows that this process loaded where they belong in the global batch."""
-    make: Any = jax.make_array_from_process_local_data
-    return {name: make(sharding(mesh, BATCH), array) for name, array in arrays.items()}
+def place_batch(
+    mesh: Mesh, arrays: Mapping[str, np.ndarray], rows: int, mine: Int[np.ndarray, " mine"]
+) -> dict[str, jax.Array]:
+    """Puts the rows that this process loaded where they belong in the global batch.
+
+    Args:
+        mesh: The devices.
+        arrays: Row by row those of `mine`.
+        rows: Of the global batch.
+        mine: From `local_rows`.
+    """
+    make: Any = jax.make_array_from_callback
+    places = sharding(mesh, BATCH)
+
+    def place(array: np.ndarray) -> jax.Array:
+        def part(index: tuple[slice, ...]) -> np.ndarray:
+            start, stop, _ = index[0].indices(rows)
+            first = int(np.searchsorted(mine, start))
+            piece: np.ndarray = array[first : first + stop - start]
+            return piece
+
+        placed: jax.Array = make((rows, *array.shape[1:]), places, part)
+        return placed
+
+    return {name: place(array) for name, array in arrays.items()}
 
 
 def _fitted(mesh: Mesh, axes: Axes | None, shape: Sequence[int]) -> Axes:

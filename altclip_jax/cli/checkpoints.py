@@ -50,7 +50,9 @@ def add_commands(commands: Any) -> None:
     export = add_command(commands, "export", _export, "write a checkpoint of a training run as a model's folder")
     export.add_argument("run_folder", metavar="RUN", help="the folder of the run")
     export.add_argument("target", help="the new folder")
-    export.add_argument("--step", type=int, metavar="N", help="of which checkpoint; default: the last")
+    which = export.add_mutually_exclusive_group()
+    which.add_argument("--step", type=int, metavar="N", help="of which checkpoint; default: the last")
+    which.add_argument("--best", action="store_true", help="the best that the run keeps (checkpoints.keep_best)")
     export.add_argument("--no-average", action="store_true", help="the parameters, not their moving average")
 
 
@@ -94,7 +96,9 @@ def _export(options: argparse.Namespace) -> None:
     from altclip_jax.training.folder import export
 
     quiet_storage()
-    step = export(options.run_folder, options.target, step=options.step, average=not options.no_average)
+    step = export(
+        options.run_folder, options.target, step=options.step, best=options.best, average=not options.no_average
+    )
     if options.json:
         print_json({"target": options.target, "step": step})
         return

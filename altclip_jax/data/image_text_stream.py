@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
-from jaxtyping import Integer
+from jaxtyping import Bool, Integer
 
 from altclip_jax.data.augment import Augmentation, generator_for
 from altclip_jax.data.bad_samples import BadSamples
@@ -16,7 +16,7 @@ from altclip_jax.data.draws import AUGMENTATION, CAPTION, PICTURE, Draws
 from altclip_jax.data.pixels import Pixels
 from altclip_jax.data.samples import Caption, ImageText, ImageTextSource, SampleError
 from altclip_jax.data.sources import Mixture
-from altclip_jax.data.walk import walk
+from altclip_jax.data.walk import Share, walk
 from altclip_jax.processing.processor import AltCLIPProcessor
 
 
@@ -110,7 +110,7 @@ class ImageTextStream:
         return arrays
 
     def all_examples(
-        self, batch_size: int, *, threads: int = 4, bad_samples: BadSamples | None = None
+        self, batch_size: int, *, threads: int = 4, bad_samples: BadSamples | None = None, share: Share = (0, 1)
     ) -> Iterator[HostBatch]:
         """Yields each sample once, with its first caption and its first picture."""
 
@@ -121,10 +121,10 @@ class ImageTextStream:
             values = {"text": caption.text, "picture": self._picture_id(job), **pixels}
             return [Loaded(self._example(job), sample.name, caption.language, values)]
 
-        return self._walk(load, self._examples(), batch_size, threads, bad_samples)
+        return self._walk(load, self._examples(), batch_size, threads, bad_samples, share)
 
     def all_captions(
-        self, batch_size: int, *, threads: int = 4, bad_samples: BadSamples | None = None
+        self, batch_size: int, *, threads: int = 4, bad_samples: BadSamples | None = None, share: Share = (0, 1)
     ) -> Iterator[HostBatch]:
         """Yields every caption of every sample, without pictures: input_ids, attention_mask and example."""
 
@@ -135,19 +135,34 @@ class ImageTextStream:
                 for caption in sample.captions
             ]
 
-        return self._walk(load, self._examples(), batch_size, threads, bad_samples)
+        return self._walk(load, self._examples(), batch_size, threads, bad_samples, share)
 
     def all_pictures(
-        self, batch_size: int, *, threads: int = 4, bad_samples: BadSamples | None = None
+        self,
+        batch_size: int,
+        *,
+        threads: int = 4,
+        bad_samples: BadSamples | None = None,
+        share: Share = (0, 1),
+        but: Bool[np.ndarray, " pictures"] | None = None,
     ) -> Iterator[HostBatch]:
-        """Yields every picture of every sample, without captions: pixel_values, picture and example."""
+        """Yields every picture of every sample, without captions: pixel_values, picture and example.
+
+        Args:
+            batch_size: Rows of a batch; the last is smaller.
+            threads: How many read and decode.
+            bad_samples: Is told the bad ones.
+            share: Of the pictures, see `walk`.
+            but: By their ids, the pictures that are left out.
+        """
 
         def load(job: _Picked) -> list[Loaded]:
             sample = self._read(job)
             values = {"picture": self._picture_id(job), **self._pixel_values(sample, job)}
             return [Loaded(self._example(job), sample.name, None, values)]
 
-        return self._walk(load, self._pictures(), batch_size, threads, bad_samples)
+        jobs = (job for job in self._pictures() if but is None or not but[self._picture_id(job)])
+        return self._walk(load, jobs, batch_size, threads, bad_samples, share)
 
     def _drawn(self, place: Place) -> Loaded:
         sample = self._read(place)
@@ -194,9 +209,18 @@ class ImageTextStream:
         batch_size: int,
         threads: int,
         bad_samples: BadSamples | None,
+        share: Share,
     ) -> Iterator[HostBatch]:
         return walk(
-            self.mixture, jobs, load, self.collate, self._example, batch_size, threads=threads, bad_samples=bad_samples
+            self.mixture,
+            jobs,
+            load,
+            self.collate,
+            self._example,
+            batch_size,
+            threads=threads,
+            bad_samples=bad_samples,
+            share=share,
         )
 
 

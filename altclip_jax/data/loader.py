@@ -7,6 +7,7 @@ from collections.abc import Iterator, Sequence
 from typing import Self
 
 import numpy as np
+from jaxtyping import Integer
 
 from altclip_jax.data.ahead import Ahead
 from altclip_jax.data.bad_samples import BadSamples, TooManyBadSamples
@@ -27,7 +28,7 @@ class Loader:
         *,
         first_step: int = 0,
         last_step: int | None = None,
-        rows: slice | None = None,
+        rows: slice | Integer[np.ndarray, " mine"] | None = None,
         threads: int = 4,
         prefetch: int = 2,
         bad_samples: BadSamples | None = None,
@@ -39,7 +40,7 @@ class Loader:
             batch_size: Rows of the global batch.
             first_step: The step of the first batch.
             last_step: The iteration ends before this step; None: it does not end.
-            rows: Those of the global batch that this process loads; None: all.
+            rows: Those of the global batch that this process loads, in order; None: all.
             threads: How many read and decode; one more makes arrays.
             prefetch: Batches made before they are asked for.
             bad_samples: Counts and names what cannot be used; None: with its defaults, and without a log.
@@ -52,7 +53,7 @@ class Loader:
         problems = [f"{name}={number} must be at least 1" for name, number in numbers.items() if number < 1]
         numbers = {"first_step": first_step, "prefetch": prefetch}
         problems += [f"{name}={number} must not be negative" for name, number in numbers.items() if number < 0]
-        self._rows = np.arange(max(0, batch_size))[rows or slice(None)]
+        self._rows = np.arange(max(0, batch_size))[slice(None) if rows is None else rows]
         if not self._rows.size and batch_size > 0:
             problems.append(f"rows={rows} are none of the {batch_size} rows of a batch")
         if problems:
@@ -108,5 +109,5 @@ class Loader:
         lost = [row.name for row in rows if row.values is None]
         if lost:
             raise TooManyBadSamples(
-                self.bad_samples.explain(f"In step {step}, {lost[0]} and all that were tried in its place are bad")
+                self.bad_samples.explain(f"In step {step + 1}, {lost[0]} and all that were tried in its place are bad")
             )

@@ -5,14 +5,14 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
-from jaxtyping import Integer
+from jaxtyping import Bool, Integer
 
 from altclip_jax.data.bad_samples import BadSamples
 from altclip_jax.data.batches import HostBatch, Loaded, Place, Tokenizer, one_row, tokenized
 from altclip_jax.data.draws import Draws
 from altclip_jax.data.samples import Source, TextPair
 from altclip_jax.data.sources import Mixture
-from altclip_jax.data.walk import walk
+from altclip_jax.data.walk import Share, walk
 
 
 class TextPairStream:
@@ -73,22 +73,35 @@ class TextPairStream:
         return {**self._collate_sources(rows), **self._collate_targets(rows)}
 
     def all_examples(
-        self, batch_size: int, *, threads: int = 4, bad_samples: BadSamples | None = None
+        self, batch_size: int, *, threads: int = 4, bad_samples: BadSamples | None = None, share: Share = (0, 1)
     ) -> Iterator[HostBatch]:
         """Yields each pair once."""
-        return self._walk(self.collate, batch_size, threads, bad_samples)
+        return self._walk(self.collate, batch_size, threads, bad_samples, share)
 
     def all_sources(
-        self, batch_size: int, *, threads: int = 4, bad_samples: BadSamples | None = None
+        self,
+        batch_size: int,
+        *,
+        threads: int = 4,
+        bad_samples: BadSamples | None = None,
+        share: Share = (0, 1),
+        but: Bool[np.ndarray, " pairs"] | None = None,
     ) -> Iterator[HostBatch]:
         """Yields each pair once, but only what the teacher reads: teacher arrays and example.
+
+        Args:
+            batch_size: Rows of a batch; the last is smaller.
+            threads: How many read.
+            bad_samples: Is told the bad ones.
+            share: Of the pairs, see `walk`.
+            but: By their ids, the pairs that are left out.
 
         Raises:
             ValueError: there is no teacher's tokenizer.
         """
         if self._teacher is None:
             raise ValueError("This stream was made without a teacher_tokenizer, so it has no sources for a teacher.")
-        return self._walk(self._collate_sources, batch_size, threads, bad_samples)
+        return self._walk(self._collate_sources, batch_size, threads, bad_samples, share, but)
 
     def _drawn(self, place: Place) -> Loaded:
         return self._loaded((place.source, place.sample))
@@ -113,8 +126,13 @@ class TextPairStream:
         batch_size: int,
         threads: int,
         bad_samples: BadSamples | None,
+        share: Share,
+        but: Bool[np.ndarray, " pairs"] | None = None,
     ) -> Iterator[HostBatch]:
-        jobs = ((place, index) for place, source in enumerate(self.mixture.sources) for index in range(len(source)))
+        everything = (
+            (place, index) for place, source in enumerate(self.mixture.sources) for index in range(len(source))
+        )
+        jobs = (job for job in everything if but is None or not but[self._draws.example(*job)])
         return walk(
             self.mixture,
             jobs,
@@ -124,6 +142,7 @@ class TextPairStream:
             batch_size,
             threads=threads,
             bad_samples=bad_samples,
+            share=share,
         )
 
 

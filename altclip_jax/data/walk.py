@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, TypeVar
 
@@ -14,6 +15,7 @@ from altclip_jax.data.samples import SampleError
 from altclip_jax.data.sources import Mixture
 
 Job = TypeVar("Job")
+Share = tuple[int, int]  # (which, of how many): every n-th job, for one of n processes
 
 
 def walk(
@@ -26,6 +28,7 @@ def walk(
     *,
     threads: int,
     bad_samples: BadSamples | None,
+    share: Share = (0, 1),
 ) -> Iterator[HostBatch]:
     """Yields batches of what `load` gives for each job, without bad samples; the last is smaller.
 
@@ -38,6 +41,7 @@ def walk(
         batch_size: Rows of a batch.
         threads: How many load.
         bad_samples: Is told the bad ones.
+        share: Of the jobs.
 
     Raises:
         TooManyBadSamples: `bad_samples` allows no more.
@@ -54,7 +58,8 @@ def walk(
         except SampleError as error:
             return Fault(example(job), error)
 
-    ahead = Ahead(in_batches(jobs, batch_size), attempt, list, threads=threads, ahead=2)
+    own = itertools.islice(jobs, share[0], None, share[1])
+    ahead = Ahead(in_batches(own, batch_size), attempt, list, threads=threads, ahead=2)
     try:
         for done, _ in ahead:
             faults = [item for item in done if isinstance(item, Fault)]

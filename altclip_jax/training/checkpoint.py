@@ -11,9 +11,9 @@ import jax
 import orbax.checkpoint as ocp
 from orbax.checkpoint import checkpoint_managers as policies
 
-from altclip_jax import parallel
 from altclip_jax.staging import refusals_explained
 from altclip_jax.training.config import CheckpointSettings, RunConfig
+from altclip_jax.training.processes import is_first
 from altclip_jax.training.state import TrainState
 from altclip_jax.weights.convert import Params
 from altclip_jax.weights.pretrained import orbax_shapes
@@ -35,7 +35,7 @@ class CheckpointStore:
         """
         self._folder = (folder / "checkpoints").absolute()
         self._settings = settings
-        if not read_only:
+        if not read_only and is_first():
             with refusals_explained(self._folder):
                 self._folder.mkdir(parents=True, exist_ok=True)
                 probe = self._folder / ".writable"
@@ -88,6 +88,11 @@ class CheckpointStore:
         steps = self.steps()
         return steps[-1] if steps else None
 
+    def best(self) -> int | None:
+        """Returns the step of the best whole checkpoint by `keep_best`, or the last where none was measured."""
+        best: int | None = self._manager.best_step() if self._settings.keep_best else None
+        return self.latest() if best is None else best
+
     def save(self, step: int, state: TrainState, config: RunConfig, metrics: Mapping[str, float] | None = None) -> None:
         """Copies the state and writes it in the background; a step that is there already is left as it is.
 
@@ -102,7 +107,7 @@ class CheckpointStore:
                 f"checkpoints.metric is {self._settings.metric!r}, which is not evaluated; there are"
                 f" {', '.join(metrics)}."
             )
-        items = ocp.args.Composite(state=ocp.args.StandardSave(state), config=ocp.args.JsonSave(config.to_dict()))
+        items = ocp.args.Composite(state=ocp.args.StandardSave(state), config=ocp.args.JsonSave(config.described()))
         with self._explained("written"):
             self._manager.save(step, args=items, metrics=dict(metrics) if metrics else None)
 
@@ -148,20 +153,19 @@ class CheckpointStore:
         state: TrainState = restored["state"]
         return state
 
-    def params(self, step: int, shapes: Params, *, average: bool = False) -> Params:
-        """Reads the parameters of a state, or their moving average, onto one device; nothing else is read.
+    def params(self, step: int, abstract: Params, *, average: bool = False) -> Params:
+        """Reads the parameters of a state, or their moving average; nothing else is read.
 
         Args:
             step: One of `steps()`.
-            shapes: The tree of the parameters that train.
+            abstract: Shapes, dtypes and shardings of the parameters that train.
             average: The moving average.
 
         Raises:
             OSError: the checkpoint cannot be read.
         """
         name = "average" if average else "params"
-        place = jax.sharding.SingleDeviceSharding(jax.devices()[0])
-        wanted = {name: parallel.placed(shapes, jax.tree.map(lambda leaf: place, shapes))}
+        wanted = {name: abstract}
         arguments = ocp.args.PyTreeRestore(
             item=wanted, partial_restore=True, restore_args=ocp.checkpoint_utils.construct_restore_args(wanted)
         )

@@ -2,29 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 from jaxtyping import Float, Int
 
-from altclip_jax.data.batches import HostBatch
-from altclip_jax.evaluation.retrieval import chance, recall
-
-AT = (1, 5, 10)
-Embed = Callable[[dict[str, np.ndarray]], np.ndarray]
-
-
-def embedded(
-    batches: Iterable[HostBatch], embed: Embed, ids: str = "example"
-) -> tuple[np.ndarray, np.ndarray, list[str]]:
-    """Returns (embeddings, ids, languages) of a walk over everything; an unknown language is "any"."""
-    pieces, found, languages = [], [], []
-    for batch in batches:
-        pieces.append(embed(batch.arrays))
-        found.append(batch.arrays[ids])
-        languages += [language or "any" for language in batch.languages]
-    return np.concatenate(pieces), np.concatenate(found), languages
+from altclip_jax.evaluation.retrieval import AT, chance, recall, retrieval
 
 
 def image_text_metrics(
@@ -36,45 +20,44 @@ def image_text_metrics(
     log_scale: float,
     block: int,
 ) -> dict[str, float]:
-    """Returns recall in both directions for each language, their means, and the contrastive loss.
+    """Returns recall in both directions for each language as `retrieval` counts it, their means, and the loss.
 
-    Of each thing the first caption in a language counts. "mean_recall" is the mean over languages, directions and k.
+    "mean_recall" is the mean over languages, directions and k. For the loss each thing is one pair in each language:
+    the first picture and the first text of it.
 
     Args:
-        images: Unit embeddings, one per thing.
-        image_ids: Of which thing.
+        images: Unit embeddings.
+        image_ids: What each shows.
         texts: Unit embeddings.
-        text_ids: What they say something of.
+        text_ids: What each is about.
         languages: Of each text.
         log_scale: Logarithm of the inverse temperature.
         block: Pairs that are compared for the loss.
     """
-    place = {int(name): index for index, name in enumerate(image_ids)}
+    found = retrieval(images, image_ids, texts, text_ids, languages, AT)
+    if not found:
+        raise ValueError("There is nothing to measure: of no text of the evaluation a picture could be read.")
     metrics: dict[str, float] = {}
-    losses, everything, named = [], [], []
-    for language in dict.fromkeys(languages):
-        first: dict[int, int] = {}
-        for index, (name, own) in enumerate(zip(text_ids.tolist(), languages, strict=True)):
-            if own == language and name in place:
-                first.setdefault(place[name], index)
-        if not first:
-            continue  # none of its pictures could be read
-        right, chosen = np.array(list(first), np.int64), np.array(list(first.values()), np.int64)
-        to_image = recall(texts[chosen], images, right, AT)
-        to_text = recall(images[right], texts[chosen], np.arange(len(right)), AT)
+    losses = []
+    things, first_images = np.unique(image_ids, return_index=True)
+    for language, recalls in found.items():
         for k in AT:
-            metrics[f"{language}/text_to_image@{k}"], metrics[f"{language}/image_to_text@{k}"] = to_image[k], to_text[k]
-        everything += [*to_image.values(), *to_text.values()]
-        named.append(len(right))
-        losses.append(_contrastive(texts[chosen], images[right], log_scale, block))
+            metrics[f"{language}/text_to_image@{k}"] = recalls.text_to_image[k]
+            metrics[f"{language}/image_to_text@{k}"] = recalls.image_to_text[k]
+        named, first_texts = np.unique(text_ids[recalls.texts], return_index=True)
+        pairs = texts[recalls.texts][first_texts], images[first_images[np.searchsorted(things, named)]]
+        losses.append(_contrastive(*pairs, log_scale, block))
     for k in AT:
-        for direction in ("text_to_image", "image_to_text"):
-            values = [value for name, value in metrics.items() if name.endswith(f"/{direction}@{k}")]
-            metrics[f"{direction}@{k}"] = float(np.mean(values))
-        # of both directions: a language may name fewer things than there are pictures
-        guesses = [chance(count, AT)[k] for count in (*([len(images)] * len(named)), *named)]
+        metrics[f"text_to_image@{k}"] = float(np.mean([recalls.text_to_image[k] for recalls in found.values()]))
+        metrics[f"image_to_text@{k}"] = float(np.mean([recalls.image_to_text[k] for recalls in found.values()]))
+        guesses = [
+            guess[k]
+            for recalls in found.values()
+            for guess in (recalls.text_to_image_chance, recalls.image_to_text_chance)
+        ]
         metrics[f"chance@{k}"] = float(np.mean(guesses))
-    return {**metrics, "mean_recall": float(np.mean(everything)), "loss": float(np.mean(losses))}
+    mean_recall = float(np.mean([recalls.mean_recall for recalls in found.values()]))
+    return {**metrics, "mean_recall": mean_recall, "loss": float(np.mean(losses))}
 
 
 def text_pair_metrics(

@@ -1,52 +1,147 @@
-"""Features that a run computes once: of a locked image tower, or of the teacher."""
+"""Features that a run computes once: of a locked image tower, or of the teacher.
+
+They are written where they belong as they come, so that an interruption loses a few seconds and memory stays flat.
+"""
 
 from __future__ import annotations
 
-import io
-from collections.abc import Callable, Iterable
+import contextlib
+import os
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
+from types import TracebackType
+from typing import Any, NamedTuple, Self
 
 import numpy as np
-from jaxtyping import Float32, Int64
+from jaxtyping import Bool, Float32, Int64
 
-from altclip_jax.staging import Staging, refusals_explained
+from altclip_jax.json_file import read_json_object, write_json
+from altclip_jax.staging import refusals_explained
+from altclip_jax.training.processes import barrier, is_first
 
-Rows = Float32[np.ndarray, "rows width"]
 Pieces = Iterable[tuple[Int64[np.ndarray, " piece"], np.ndarray]]
+_MARKED_EVERY = 32  # pieces between two writes to disk
 
 
-def computed_once(path: Path, rows: int, compute: Callable[[], Pieces]) -> Rows:
-    """Returns the features in a file, which is made first if it is not there or holds another number of them.
+def file_identity(path: Path) -> list[Any]:
+    """Returns [name, bytes, nanoseconds of the last change] of a file, which is another if one of them is."""
+    state = path.stat()
+    return [str(path), state.st_size, state.st_mtime_ns]
+
+
+class Features(NamedTuple):
+    """Features by the ids of what they were computed of."""
+
+    rows: Float32[np.ndarray, "rows width"]  # mapped from a file
+    there: Bool[np.ndarray, " rows"]  # what has none could not be read
+
+    @property
+    def missing(self) -> frozenset[int]:
+        """The ids without features."""
+        return frozenset(np.flatnonzero(~self.there).tolist())
+
+
+def computed_once(
+    path: Path, rows: int, width: int, of: Mapping[str, Any], compute: Callable[[Bool[np.ndarray, " rows"]], Pieces]
+) -> Features:
+    """Returns the features in a file, computing those that are not there yet.
+
+    Beside FILE.npy stand FILE.there.npy, which rows it has, and FILE.json, what they were computed of. All processes
+    of a run call this together; the first writes.
 
     Args:
-        path: An .npy file.
-        rows: How many there are; what `compute` does not give becomes NaN.
-        compute: Gives (ids, features) piece by piece.
+        path: FILE.npy.
+        rows: How many there are.
+        width: Numbers in each.
+        of: What they are computed of, as JSON can say it; where this changed, all are computed anew.
+        compute: Gets which rows are there, and gives (ids, features) of the others piece by piece.
 
     Raises:
-        OSError: the file cannot be written.
+        OSError: a file cannot be written.
+        ValueError: nothing could be read.
     """
-    if path.is_file():
-        stored: np.ndarray = np.load(path, mmap_mode="r")
-        if len(stored) == rows:
-            return stored
-    table: np.ndarray | None = None
-    for ids, values in compute():
-        if table is None:
-            table = np.full((rows, values.shape[1]), np.nan, np.float32)
-        table[ids] = values
-    if table is None:
-        raise ValueError(f"There is nothing to compute {path.name} of: no sample could be read.")
-    header = io.BytesIO()
-    np.lib.format.write_array_header_1_0(header, np.lib.format.header_data_from_array_1_0(table))
-    with refusals_explained(path.parent):
-        path.parent.mkdir(parents=True, exist_ok=True)
-    with Staging(path.parent) as staging:
-        staging.add(path.name, [header.getvalue(), table.reshape(-1).view(np.uint8).data])
-        staging.install()
-    return table
+    described, marks = path.with_suffix(".json"), path.with_suffix(".there.npy")
+    wanted = {"of": dict(of), "rows": rows, "width": width}
+    barrier("features are looked at")
+    found = read_json_object(described) if described.is_file() else {}
+    if {name: found.get(name) for name in wanted} != wanted:
+        barrier("features are begun")  # after all have looked
+        if is_first():
+            _begin(described, {path: (np.float32, (rows, width)), marks: (np.bool_, (rows,))}, wanted)
+        found = wanted
+    barrier("features are there to be filled")
+    there: np.ndarray = np.load(marks)
+    if not found.get("complete"):
+        with _Writer(path, marks) if is_first() else contextlib.nullcontext() as writer:
+            for ids, values in compute(there):
+                there[ids] = True
+                if writer is not None:
+                    writer.add(ids, np.asarray(values, np.float32))
+        if not there.any():
+            raise ValueError(f"There is nothing to compute {path.name} of: no sample could be read.")
+        if is_first():
+            write_json(described, {**wanted, "complete": True})
+        barrier("features are complete")
+    return Features(np.load(path, mmap_mode="r"), there)
 
 
-def missing(features: Rows) -> frozenset[int]:
-    """Returns the ids without features."""
-    return frozenset(np.flatnonzero(np.isnan(features[:, 0])).tolist())
+def _begin(described: Path, files: Mapping[Path, tuple[Any, tuple[int, ...]]], wanted: Mapping[str, Any]) -> None:
+    """Makes files of zeros, at their full size so that a full disk is met now, and says what they are of at last."""
+    with refusals_explained(described.parent):
+        described.parent.mkdir(parents=True, exist_ok=True)
+        described.unlink(missing_ok=True)
+        for path, (dtype, shape) in files.items():
+            with path.open("wb") as file:
+                header = {
+                    "descr": np.lib.format.dtype_to_descr(np.dtype(dtype)),
+                    "fortran_order": False,
+                    "shape": shape,
+                }
+                np.lib.format.write_array_header_1_0(file, header)
+                begin, size = file.tell(), int(np.prod(shape)) * np.dtype(dtype).itemsize
+                file.truncate(begin + size)
+                if size and hasattr(os, "posix_fallocate"):
+                    os.posix_fallocate(file.fileno(), begin, size)
+                file.flush()
+                os.fsync(file.fileno())
+    write_json(described, dict(wanted))
+
+
+class _Writer:
+    """Writes rows, and when they are on disk the marks that say so."""
+
+    def __init__(self, rows: Path, marks: Path):
+        self._paths = rows, marks
+        self._offsets = tuple(np.load(path, mmap_mode="r").offset for path in self._paths)
+        self._unmarked: list[np.ndarray] = []
+
+    def __enter__(self) -> Self:
+        with refusals_explained(self._paths[0]):
+            self._files = tuple(path.open("r+b", buffering=0) for path in self._paths)
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        try:
+            self._mark()
+        finally:
+            for file in self._files:
+                file.close()
+
+    def add(self, ids: np.ndarray, values: np.ndarray) -> None:
+        with refusals_explained(self._paths[0]):
+            for name, row in zip(ids.tolist(), np.ascontiguousarray(values), strict=True):
+                self._files[0].seek(self._offsets[0] + name * row.nbytes)
+                self._files[0].write(row.data)
+        self._unmarked.append(ids)
+        if len(self._unmarked) >= _MARKED_EVERY:
+            self._mark()
+
+    def _mark(self) -> None:
+        with refusals_explained(self._paths[1]):
+            os.fsync(self._files[0].fileno())
+            for name in np.concatenate(self._unmarked or [np.zeros(0, np.int64)]).tolist():
+                self._files[1].seek(self._offsets[1] + name)
+                self._files[1].write(b"\x01")
+        self._unmarked = []

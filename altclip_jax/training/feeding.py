@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+import dataclasses
+import time
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple, Self
 
 import numpy as np
+from jaxtyping import Int
 
 from altclip_jax.data.bad_samples import BadSamples
 from altclip_jax.data.batches import HostBatch, Stream
@@ -18,7 +21,7 @@ from altclip_jax.data.text_pair_stream import TextPairStream
 from altclip_jax.processing.base_tokenizer import BaseTokenizer
 from altclip_jax.processing.processor import AltCLIPProcessor
 from altclip_jax.training.config import DataSettings, RunConfig, SourceSettings, made_augmentation
-from altclip_jax.training.features import Rows, missing
+from altclip_jax.training.features import Features
 
 
 class Lookup(NamedTuple):
@@ -26,11 +29,20 @@ class Lookup(NamedTuple):
 
     name: str  # in the batch, such as "image_features"
     by: str  # the array of ids that it is looked up by, such as "picture"
-    rows: Rows
+    features: Features
 
     def added(self, arrays: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
         """Returns the arrays of a batch with the features beside them."""
-        return {**arrays, self.name: self.rows[arrays[self.by]]}
+        return {**arrays, self.name: self.features.rows[arrays[self.by]]}
+
+    def added_to(self, walk: Callable[..., Iterator[HostBatch]]) -> Callable[..., Iterator[HostBatch]]:
+        """Returns a walk over the same samples whose batches have the features."""
+
+        def walked(*arguments: Any, **options: Any) -> Iterator[HostBatch]:
+            for batch in walk(*arguments, **options):
+                yield dataclasses.replace(batch, arrays=self.added(batch.arrays))
+
+        return walked
 
 
 class Feeder:
@@ -48,7 +60,35 @@ class Feeder:
 
     def __iter__(self) -> Iterator[tuple[HostBatch, dict[str, np.ndarray]]]:
         for batch in self._loader:
-            yield batch, for_device(batch.arrays, self._lookup)
+            begun = time.perf_counter()
+            arrays = for_device(batch.arrays, self._lookup)
+            waited = batch.waited + time.perf_counter() - begun
+            yield dataclasses.replace(batch, waited=waited), arrays
+
+
+class Coming:
+    """The next batch, fetched while a step is under way, so that it is known in time if there is none."""
+
+    def __init__(self, batches: Iterator[tuple[HostBatch, dict[str, np.ndarray]]]):
+        """Fetches the first."""
+        self._batches = batches
+        self._batch: tuple[HostBatch, dict[str, np.ndarray]] | None = None
+        self.error: Exception | None = None
+        self._fetch()
+
+    def take(self, *, last: bool) -> tuple[HostBatch, dict[str, np.ndarray]]:
+        """Returns it, and fetches the one after it unless it is the last."""
+        assert self._batch is not None
+        batch, self._batch = self._batch, None
+        if not last:
+            self._fetch()
+        return batch
+
+    def _fetch(self) -> None:
+        try:
+            self._batch = next(self._batches, None)
+        except (ValueError, OSError) as error:
+            self.error = error
 
 
 def for_device(arrays: Mapping[str, np.ndarray], lookup: Lookup | None) -> dict[str, np.ndarray]:
@@ -58,7 +98,13 @@ def for_device(arrays: Mapping[str, np.ndarray], lookup: Lookup | None) -> dict[
 
 
 def feed(
-    stream: Stream, config: RunConfig, folder: Path, *, first_step: int, rows: slice, lookup: Lookup | None
+    stream: Stream,
+    config: RunConfig,
+    folder: Path,
+    *,
+    first_step: int,
+    rows: Int[np.ndarray, " mine"],
+    lookup: Lookup | None,
 ) -> Feeder:
     """Starts to load the batches of a run from `first_step` on."""
     data = config.data
@@ -83,11 +129,11 @@ def image_text_stream(
     seed: int,
     *,
     augmented: bool = False,
-    features: Rows | None = None,
+    features: Features | None = None,
 ) -> ImageTextStream:
     """Opens pictures with captions; with `features` pictures are not read, and those without are bad samples."""
     mixture = open_sources([source.spec() for source in which], "image_text")
-    if features is not None and (lost := missing(features)):
+    if features is not None and (lost := features.missing):
         mixture = _without(mixture, lost)
     augmentation = made_augmentation(data.augmentation) if augmented else None
     return ImageTextStream(

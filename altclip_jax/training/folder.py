@@ -6,9 +6,10 @@ computed once, `checkpoints/` the states, `config.json` and `metrics.jsonl` what
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shutil
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -26,15 +27,43 @@ from altclip_jax.staging import refusals_explained
 from altclip_jax.training.checkpoint import CheckpointStore, load_tree, save_tree
 from altclip_jax.training.config import RunConfig
 from altclip_jax.training.partition import merge, split
+from altclip_jax.training.processes import barrier, is_first, whole
 from altclip_jax.weights import pretrained
 from altclip_jax.weights.convert import Params
+
+try:
+    import fcntl
+except ImportError:  # Windows
+    fcntl = None  # type: ignore[assignment]
 
 _FAMILIES: dict[str, type[TwoTowerModel]] = {"altclip": AltCLIPModel, "clip": CLIPModel}
 _REMAT: dict[str, Any] = {"none": False, "full": True, "dots": "dots"}
 
 
-def begin(config: RunConfig, folder: Path) -> Params:
-    """Fills the folder of a new run from the source of its model, and returns the parameters that train.
+@contextlib.contextmanager
+def held(folder: Path) -> Iterator[None]:
+    """Keeps another `altclip train` out of a folder while the context is open; where the system has locks for that.
+
+    Raises:
+        OSError: another one is in it.
+    """
+    if fcntl is None or not is_first():
+        yield
+        return
+    with refusals_explained(folder):
+        file = (folder / ".lock").open("w")
+    with file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise OSError(
+                f"Another run is at work in {folder}: wait for it, stop it, or choose another folder for this one."
+            ) from None
+        yield
+
+
+def begin(config: RunConfig, folder: Path, mesh: Mesh) -> Params:
+    """Fills the folder of a new run from the source of its model, and returns the parameters that train, on the mesh.
 
     Raises:
         ValueError: the source is not a model of this stage.
@@ -48,13 +77,17 @@ def begin(config: RunConfig, folder: Path) -> Params:
     if config.model.fresh:
         parts = tuple(config.model.fresh)
         params = {**params, **model.init_params(jax.random.key(config.seed), lambda path: path.split("/")[0] in parts)}
+    params = jax.device_put(params, parallel.param_shardings(mesh, params))
     trained, locked = split(params, config.model.train, config.model.frozen)
-    _forget_others(config, folder)
-    AltCLIPProcessor.from_pretrained(config.model.source).save_pretrained(folder / "model")
-    model.config.save(folder / "model")
+    if is_first():
+        _forget_others(config, folder)
+        AltCLIPProcessor.from_pretrained(config.model.source).save_pretrained(folder / "model")
+        model.config.save(folder / "model")
     for part in locked:
         save_tree(folder / "locked" / part, {part: locked[part]})
-    write_json(folder / "config.json", config.to_dict())
+    if is_first():
+        write_json(folder / "config.json", config.to_dict())
+    barrier("the folder of the run is filled")
     return trained
 
 
@@ -105,7 +138,13 @@ def load_locked(folder: Path, shapes: Params, parts: Iterable[str], mesh: Mesh) 
 
 
 def export(
-    folder: str | os.PathLike[str], target: str | os.PathLike[str], *, step: int | None = None, average: bool = True
+    folder: str | os.PathLike[str],
+    target: str | os.PathLike[str],
+    *,
+    step: int | None = None,
+    best: bool = False,
+    average: bool = True,
+    mesh: Mesh | None = None,
 ) -> int:
     """Writes a checkpoint of a run as a folder that transformers and this library load, and returns its step.
 
@@ -113,7 +152,9 @@ def export(
         folder: The run's.
         target: The new folder.
         step: One that is there; None: the last.
+        best: The best by the run's own `checkpoints.metric`, if it keeps any, instead of the last.
         average: The moving average, if the run keeps one.
+        mesh: Where the parameters are meanwhile, if they do not fit on one device; all its processes call this.
 
     Raises:
         FileNotFoundError: the folder has no run, or no such checkpoint.
@@ -123,6 +164,7 @@ def export(
         raise FileNotFoundError(f"{folder} is not the folder of a training run: it has no config.json.")
     config = RunConfig.from_values(read_json_object(folder / "config.json"), str(folder / "config.json"))
     model = open_model(config, folder)
+    mesh = parallel.make_mesh(devices=jax.devices()[:1]) if mesh is None else mesh
     with CheckpointStore(folder, config.checkpoints, read_only=True) as store:
         steps = store.steps()
         if not steps or (step is not None and step not in steps):
@@ -130,19 +172,16 @@ def export(
             raise FileNotFoundError(
                 f"{folder} has no checkpoint{'' if step is None else f' of step {step}'}; it has {have}."
             )
-        found = steps[-1] if step is None else step
+        found = step or (best and store.best()) or steps[-1]
         shapes, locked_shapes = split(model.param_shapes(), config.model.train, config.model.frozen)
-        params = store.params(found, shapes, average=average and config.optimizer.ema_decay is not None)
-    mesh = parallel.make_mesh(devices=jax.devices()[:1])
-    locked = load_locked(folder, locked_shapes, locked_shapes, mesh)
-    write_model(model, merge(params, locked), folder, target)
+        abstract = parallel.placed(shapes, parallel.param_shardings(mesh, shapes))
+        params = store.params(found, abstract, average=average and config.optimizer.ema_decay is not None)
+    params = whole(merge(params, load_locked(folder, locked_shapes, locked_shapes, mesh)))
+    if is_first():
+        model.save_pretrained(target, params)
+        AltCLIPProcessor.from_pretrained(folder / "model").save_pretrained(target)
+    barrier("the model is exported")
     return found
-
-
-def write_model(model: TwoTowerModel, params: Params, folder: Path, target: str | os.PathLike[str]) -> None:
-    """Writes a whole model and the processor of a run."""
-    model.save_pretrained(target, params)
-    AltCLIPProcessor.from_pretrained(folder / "model").save_pretrained(target)
 
 
 def _forget_others(config: RunConfig, folder: Path) -> None:

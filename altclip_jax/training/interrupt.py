@@ -1,4 +1,4 @@
-"""Asked to stop: SIGTERM and Ctrl-C become a flag that the loop looks at between steps."""
+"""Asked to stop: SIGTERM and Ctrl-C become a flag that is looked at between steps and between batches."""
 
 from __future__ import annotations
 
@@ -8,12 +8,21 @@ from types import FrameType, TracebackType
 from typing import Any, Self
 
 
+class Stopped(Exception):  # noqa: N818 - it says what is the matter
+    """Raised where work between two steps was asked to stop."""
+
+
 class StopRequest:
     """While open, catches SIGTERM and SIGINT; a second Ctrl-C interrupts at once."""
 
     def __init__(self) -> None:
         self.signal: signal.Signals | None = None
         self._before: dict[signal.Signals, Any] = {}
+
+    @property
+    def name(self) -> str:
+        """What asked."""
+        return "a signal to another process" if self.signal is None else self.signal.name
 
     def __enter__(self) -> Self:
         if threading.current_thread() is threading.main_thread():  # elsewhere Python delivers no signals

@@ -12,12 +12,14 @@ from typing import Any, Self
 
 from altclip_jax.json_file import write_bytes
 from altclip_jax.staging import refusals_explained
+from altclip_jax.training.processes import is_first
 
 
 class RunLog:
     """The metrics of a run, one JSON object a line, and a bar or lines on standard error.
 
-    A run that goes on from step n drops what was logged after it: each step stands there once.
+    A run that goes on from step n drops what was logged after it: each step stands there once. Of several processes
+    only the first tells anything.
     """
 
     def __init__(self, folder: Path, *, first_step: int, steps: int, tensorboard: bool = False, quiet: bool = False):
@@ -27,13 +29,17 @@ class RunLog:
             ValueError: the extra that TensorBoard needs is not installed.
             OSError: the file cannot be written.
         """
-        self._board = _board(folder, first_step) if tensorboard else None
+        self._board = _board(folder, first_step) if tensorboard and is_first() else None
         self._path = folder / "metrics.jsonl"
-        write_bytes(self._path, b"".join(_lines_until(self._path, first_step)))
-        self._file = self._path.open("ab", buffering=0)
-        self._steps, self._quiet = steps, quiet
+        kept = _entries_until(self._path, first_step)
+        self._evaluated = {entry["step"] for _, entry in kept if "evaluation" in entry}
+        self._file: Any = None
+        if is_first():
+            write_bytes(self._path, b"".join(line for line, _ in kept))
+            self._file = self._path.open("ab", buffering=0)
+        self._steps, self._quiet = steps, quiet or not is_first()
         self._bar: Any = None
-        if not quiet and sys.stderr.isatty():
+        if not self._quiet and sys.stderr.isatty():
             self._bar, self._task = _bar(steps, first_step)
             self._bar.start()
 
@@ -43,7 +49,8 @@ class RunLog:
     def __exit__(self, *_: object) -> None:
         if self._bar is not None:
             self._bar.stop()
-        self._file.close()
+        if self._file is not None:
+            self._file.close()
         if self._board is not None:
             self._board.close()
 
@@ -56,6 +63,10 @@ class RunLog:
         else:
             text = "  ".join(f"{name} {metrics[name]:.4g}" for name in _SHOWN if name in metrics)
             self.say(f"step {step}/{self._steps}  {text}  left {_clock(left)}")
+
+    def has_evaluation(self, step: int) -> bool:
+        """Returns whether a step that was done before was measured."""
+        return step in self._evaluated
 
     def evaluation(self, step: int, metrics: Mapping[str, float]) -> None:
         """Tells of an evaluation."""
@@ -71,6 +82,8 @@ class RunLog:
             print(text, file=sys.stderr, flush=True)
 
     def _write(self, entry: Mapping[str, Any]) -> None:
+        if self._file is None:
+            return
         rest = memoryview(json.dumps(_finite(entry), ensure_ascii=False).encode() + b"\n")
         with refusals_explained(self._path):
             while rest:
@@ -87,7 +100,7 @@ _SHOWN = ("loss", "learning_rate", "samples_per_second", "waiting")
 _IN_BAR = {"loss": "loss {:.4g}", "learning_rate": "lr {:.3g}", "samples_per_second": "{:.4g} samples/s"}  # 80 columns
 
 
-def _lines_until(path: Path, step: int) -> list[bytes]:
+def _entries_until(path: Path, step: int) -> list[tuple[bytes, dict[str, Any]]]:
     """Returns the whole lines of steps up to `step`; a line that a killed process left half written is none."""
     kept = []
     for line in path.read_bytes().splitlines(keepends=True) if path.exists() else []:
@@ -96,7 +109,7 @@ def _lines_until(path: Path, step: int) -> list[bytes]:
         except ValueError:
             continue
         if isinstance(entry, dict) and entry.get("step", math.inf) <= step and line.endswith(b"\n"):
-            kept.append(line)
+            kept.append((line, entry))
     return kept
 
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import math
 import tempfile
-import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -18,10 +17,13 @@ from altclip_jax.staging import refusals_explained
 from altclip_jax.training.checkpoint import CheckpointStore
 from altclip_jax.training.config import RunConfig
 from altclip_jax.training.evaluate import summary
+from altclip_jax.training.feeding import Coming
 from altclip_jax.training.flops import measured_peak
-from altclip_jax.training.folder import export
-from altclip_jax.training.interrupt import StopRequest
+from altclip_jax.training.folder import export, held
+from altclip_jax.training.interrupt import Stopped, StopRequest
 from altclip_jax.training.log import RunLog
+from altclip_jax.training.pace import Pace
+from altclip_jax.training.processes import Agreement, Concern, OtherProcessError
 from altclip_jax.training.run import Run, build
 from altclip_jax.training.state import TrainState
 
@@ -58,27 +60,36 @@ def train(config: RunConfig, *, dry_run: bool = False, quiet: bool = False) -> O
         OSError: something cannot be read or written.
     """
     if dry_run:
+        if jax.process_count() > 1:
+            raise ValueError(
+                "A dry run is made by one process: run it without --processes, or plan with `altclip plan`."
+            )
         with tempfile.TemporaryDirectory() as scratch:
             return _dry_run(config, Path(scratch), quiet)
     folder = Path(config.folder)
     with refusals_explained(folder):
         folder.mkdir(parents=True, exist_ok=True)
-    with StopRequest() as stop, CheckpointStore(folder, config.checkpoints) as store:
+    with StopRequest() as stop, held(folder), CheckpointStore(folder, config.checkpoints) as store:
         last = store.latest()
         if last is not None:
             store.check(last, config)
         with RunLog(
             folder, first_step=last or 0, steps=config.steps, tensorboard=config.logging.tensorboard, quiet=quiet
         ) as log:
-            run = build(config, folder, resumed=last is not None, say=log.say)
+            try:
+                run = build(config, folder, resumed=last is not None, say=log.say, stop=stop)
+            except Stopped:
+                return Outcome(last or 0, config.steps, stop.name, {}, None)
             state = run.first_state() if last is None else store.restore(last, run.abstract)
             if last is not None:
                 log.say(f"going on from step {last} of {config.steps} in {folder}")
             outcome = _Loop(run, store, log, stop).until_done(state)
-    if outcome.stopped_by is None:
-        target = folder / "export"
-        export(folder, target)
-        outcome = outcome._replace(exported=target)
+            del state
+        if outcome.stopped_by is None:
+            step = export(folder, folder / "export", best=config.checkpoints.keep_best > 0, mesh=run.mesh)
+            if step != outcome.step:
+                log.say(f"exported the best checkpoint, of step {step}")
+            outcome = outcome._replace(exported=folder / "export")
     return outcome
 
 
@@ -89,29 +100,31 @@ class _Loop:
         self._run, self._store, self._log, self._stop = run, store, log, stop
         self._metrics: dict[str, float] = {}  # of the last evaluation
         self._saved: int | None = store.latest()
-        self._pace = _Pace()
+        self._pace = Pace()
         self._flops = 0.0
 
     def until_done(self, state: TrainState) -> Outcome:
-        config = self._run.config
+        config, agreement = self._run.config, Agreement(self._run.mesh)
         step = int(state.step)
         pending: list[tuple[HostBatch, dict[str, jax.Array]]] = []
+        concern = Concern.NONE
         with self._run.feed(step) as batches, self._profiler() as profile:
-            iterator = iter(batches)
-            while step < config.steps and self._stop.signal is None:
-                try:
-                    batch, arrays = next(iterator)
-                except (ValueError, OSError):
-                    self._keep(step, state, pending)  # the data are bad, the state is not
-                    raise
+            if step and self._due(step)[1] and not self._log.has_evaluation(step):
+                concern = self._evaluated(step, state)[1]  # it was interrupted there
+            coming = Coming(iter(batches))
+            concern = max(concern, agreement.ask(self._concern(coming))())
+            while step < config.steps and not concern:
+                batch, arrays = coming.take(last=step + 1 == config.steps)
                 if not self._flops:
                     self._flops = self._run.flops(arrays)
                 profile(step + 1, pending)
+                agreed = agreement.ask(self._concern(coming))
                 state, metrics = self._run.step(state, arrays)
                 step += 1
                 pending.append((batch, metrics))
                 if len(pending) > 1:  # one step may be under way while the next is prepared
                     self._require_finite(*pending.pop(0))
+                concern = agreed()
                 saves, evaluates = self._due(step)
                 if saves or evaluates:
                     self._settle(pending)  # before the clock is looked at: this wait is the step's own
@@ -120,15 +133,27 @@ class _Loop:
                     self._tell(step, batch, metrics)
                 if saves or evaluates:
                     with self._pace.paused():
-                        found = self._evaluated(step, state) if evaluates else None
+                        found = None
+                        if evaluates and not concern:
+                            found, concern = self._evaluated(step, state)
                         if saves:
                             self._store.save(step, state, config, found)
                             self._saved = step
-            if self._stop.signal is not None and step < config.steps:
-                self._keep(step, state, pending)
-        self._store.wait()
-        stopped = self._stop.signal.name if self._stop.signal is not None and step < config.steps else None
+                concern = max(concern, agreement.at_once(self._concern(coming)))
+            if concern and step < config.steps:
+                self._keep(step, state, pending)  # whatever is the matter, it is not the state
+            self._store.wait()
+            if coming.error is not None:
+                raise coming.error
+        if concern == Concern.CANNOT_READ:
+            raise OtherProcessError
+        stopped = self._stop.name if concern and step < config.steps else None
         return Outcome(step, config.steps, stopped, {**self._metrics, **self._speed()}, None)
+
+    def _concern(self, coming: Coming) -> Concern:
+        if coming.error is not None:
+            return Concern.CANNOT_READ
+        return Concern.NONE if self._stop.signal is None else Concern.ASKED_TO_STOP
 
     def _due(self, step: int) -> tuple[bool, bool]:
         """Returns whether a step is saved, and whether it is evaluated."""
@@ -137,19 +162,21 @@ class _Loop:
         evaluates = done or step % config.evaluation.every == 0 or (saves and config.checkpoints.keep_best > 0)
         return saves, evaluates
 
-    def _evaluated(self, step: int, state: TrainState) -> dict[str, float] | None:
-        """Returns the metrics of a state that is known to be finite, or None without data for them."""
+    def _evaluated(self, step: int, state: TrainState) -> tuple[dict[str, float] | None, Concern]:
+        """Returns the metrics of a state that is known to be finite, None without data or time for them."""
         if self._run.evaluate is None:
-            return None
+            return None, Concern.NONE
         try:
             metrics = self._run.evaluate(state)
+        except Stopped:
+            return None, Concern.ASKED_TO_STOP
         except Exception:
             self._keep(step, state, [])  # what is wrong with the evaluation is not with the state
             raise
         self._metrics = metrics
         self._log.evaluation(step, metrics)
         self._log.say(f"step {step}  {summary(metrics)}")
-        return metrics
+        return metrics, Concern.NONE
 
     def _keep(self, step: int, state: TrainState, pending: list[Any]) -> None:
         """Saves outside the schedule, before the run ends early."""
@@ -174,10 +201,12 @@ class _Loop:
             if self._saved is None
             else f"the checkpoint of step {self._saved} is as it was"
         )
+        whose = f" in process {jax.process_index()}" if jax.process_count() > 1 else ""
         raise NotFinite(
             f"The update of step {batch.step + 1} is not finite (loss {float(metrics['loss']):g}, norm of the gradient"
-            f" {float(metrics['gradient_norm']):g}); it was not applied, and {last}. Its samples: {names}. Lower"
-            " optimizer.learning_rate, lengthen optimizer.warmup_steps, or look at these samples."
+            f" {float(metrics['gradient_norm']):g}); it was not applied, and {last}. Its samples{whose}: {names}. Look"
+            f" at them; or export that checkpoint (`altclip export {self._run.config.folder} NEW`) and start another"
+            " run from it (model.source=NEW) with a lower optimizer.learning_rate."
         )
 
     def _tell(self, step: int, batch: HostBatch, metrics: dict[str, jax.Array]) -> None:
@@ -237,43 +266,6 @@ class _Loop:
                 switch()
 
 
-class _Pace:
-    """How fast steps follow each other, without the first, which compiles, and without evaluation and saving."""
-
-    def __init__(self) -> None:
-        self._all = [0, 0.0, 0.0]  # steps, seconds, seconds of waiting
-        self._recent = [0, 0.0, 0.0]
-        self._mark: float | None = None
-
-    def step(self, waited: float) -> None:
-        now = time.perf_counter()
-        if self._mark is not None:
-            for counts in (self._all, self._recent):
-                counts[0] += 1
-                counts[1] += now - self._mark
-                counts[2] += waited
-        self._mark = now
-
-    @contextlib.contextmanager
-    def paused(self) -> Iterator[None]:
-        yield
-        self._mark = time.perf_counter()
-
-    def lately(self) -> tuple[float, float]:
-        """Returns steps per second and the share of waiting since the last call."""
-        speed = _rates(self._recent)
-        self._recent = [0, 0.0, 0.0]
-        return speed
-
-    def overall(self) -> tuple[float, float]:
-        return _rates(self._all)
-
-
-def _rates(counts: list[Any]) -> tuple[float, float]:
-    steps, seconds, waited = counts
-    return (steps / seconds, min(waited / seconds, 1.0)) if seconds else (0.0, 0.0)
-
-
 def _dry_run(config: RunConfig, folder: Path, quiet: bool) -> Outcome:
     with RunLog(folder, first_step=0, steps=1, tensorboard=config.logging.tensorboard, quiet=quiet) as log:
         run = build(config, folder, resumed=False, storing=False, say=log.say)
@@ -282,6 +274,12 @@ def _dry_run(config: RunConfig, folder: Path, quiet: bool) -> Outcome:
             batch, arrays = next(iter(batches))
             state, metrics = run.step(state, arrays)
         values = {name: float(np.asarray(value)) for name, value in metrics.items()}
+        if not values["finite"]:
+            raise NotFinite(
+                f"The first update is not finite (loss {values['loss']:g}, norm of the gradient"
+                f" {values['gradient_norm']:g}): look at the model's parameters and at its samples,"
+                f" {', '.join(dict.fromkeys(batch.names[:10]))}."
+            )
         log.say(
             f"one step on {len(batch.names)} samples: loss {values['loss']:.4g}, gradient {values['gradient_norm']:.4g}"
         )

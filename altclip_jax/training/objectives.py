@@ -50,11 +50,13 @@ class Contrastive:
         model: AltCLIP, or CLIP for training from scratch.
         form: Of the loss, see `contrastive_loss`.
         chunk_rows: See there.
+        image_dropout: Whether the image tower drops anything where there are keys; a locked one does not.
     """
 
     model: TwoTowerModel
     form: ContrastiveForm = "plain"
     chunk_rows: int = 1024
+    image_dropout: bool = True
 
     def encode(self, params: Params, helper: Params, batch: Batch, keys: Array | None) -> Features:
         """Returns unit embeddings; a batch with `image_features` brings the image tower's pooled states along."""
@@ -71,7 +73,8 @@ class Contrastive:
         """Returns unit embeddings of pictures, or of the pooled states in `image_features`."""
         if "image_features" in batch:
             return normalize(_apply(self.model, params, _project_image, None, batch["image_features"]))
-        return normalize(_apply(self.model, params, "get_image_features", keys, batch["pixel_values"]))
+        own = keys if self.image_dropout else None
+        return normalize(_apply(self.model, params, "get_image_features", own, batch["pixel_values"]))
 
     def loss(self, features: Features, log_scale: Array | None) -> tuple[Array, dict[str, Array]]:
         """Returns the symmetric loss over the whole batch."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import math
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -20,9 +21,11 @@ from altclip_jax.training.config import RunConfig
 from altclip_jax.training.feeding import Feeder, feed
 from altclip_jax.training.flops import product_flops
 from altclip_jax.training.folder import begin, open_model
+from altclip_jax.training.interrupt import StopRequest
 from altclip_jax.training.objectives import dropout_rates
 from altclip_jax.training.optimizer import make_optimizer, make_schedule
 from altclip_jax.training.partition import split
+from altclip_jax.training.passes import Passes
 from altclip_jax.training.stages import Evaluate, Say
 from altclip_jax.training.state import TrainState, initial_state
 from altclip_jax.training.steps import StepSettings, make_train_step, value_and_gradient
@@ -46,7 +49,15 @@ class Run:
     flops: Callable[[dict[str, np.ndarray]], float]  # of a step with such a batch, see `product_flops`
 
 
-def build(config: RunConfig, folder: Path, *, resumed: bool, storing: bool = True, say: Say = lambda text: None) -> Run:
+def build(
+    config: RunConfig,
+    folder: Path,
+    *,
+    resumed: bool,
+    storing: bool = True,
+    say: Say = lambda text: None,
+    stop: StopRequest | None = None,
+) -> Run:
     """Builds a run, from the source of its model or, if `resumed`, from its folder.
 
     Args:
@@ -55,18 +66,29 @@ def build(config: RunConfig, folder: Path, *, resumed: bool, storing: bool = Tru
         resumed: The folder has a checkpoint of it.
         storing: Compute features once where the configuration says so; otherwise in every step.
         say: Is told what takes long.
+        stop: Ends what takes long.
 
     Raises:
+        Stopped: `stop` was asked to.
         ValueError: the settings do not fit the model or the data.
         OSError: a source is missing, or the folder cannot be written.
     """
     mesh = parallel.make_mesh(**config.mesh.model_dump())
     mine = parallel.local_rows(mesh, config.batch_size)
-    trained = None if resumed else begin(config, folder)
+    trained = None if resumed else begin(config, folder, mesh)
     model = open_model(config, folder)
     trained_shapes, locked_shapes = split(model.param_shapes(), config.model.train, config.model.frozen)
     build_stage = stages.teacher_learning if config.stage == "teacher" else stages.contrastive
-    parts = build_stage(stages.Builder(config, folder, mesh, model, locked_shapes, storing, say))
+    devices = parallel.batch_devices(mesh)
+    passes = Passes(
+        mesh,
+        math.ceil(config.evaluation.batch_size / devices) * devices,
+        threads=config.data.threads,
+        log=folder / "bad_samples.jsonl",
+        max_bad_share=config.data.max_bad_share,
+        stop=stop,
+    )
+    parts = build_stage(stages.Builder(config, folder, mesh, model, locked_shapes, passes, storing, say))
 
     optimizer = make_optimizer(config.optimizer, config.steps, trained_shapes)
     averaged = config.optimizer.ema_decay is not None
@@ -90,7 +112,7 @@ def build(config: RunConfig, folder: Path, *, resumed: bool, storing: bool = Tru
 
     def step(state: TrainState, arrays: dict[str, np.ndarray]) -> tuple[TrainState, dict[str, jax.Array]]:
         done: tuple[TrainState, dict[str, jax.Array]] = compiled(
-            state, parts.locked, parts.helper, parallel.place_batch(mesh, arrays)
+            state, parts.locked, parts.helper, parallel.place_batch(mesh, arrays, config.batch_size, mine)
         )
         return done
 
@@ -98,8 +120,7 @@ def build(config: RunConfig, folder: Path, *, resumed: bool, storing: bool = Tru
         nonlocal trained
         if trained is None:
             raise ValueError("A resumed run has no first state: it goes on from its checkpoint.")
-        here = jax.device_put(trained, parallel.param_shardings(mesh, trained))
-        trained = None  # or it would stay on its device for the whole run
+        here, trained = trained, None  # or it would stay on its devices for the whole run
         state: TrainState = jax.jit(make_state, out_shardings=places)(here)
         return state
 

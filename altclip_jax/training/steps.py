@@ -34,7 +34,7 @@ class StepSettings:
             loss of the whole (gradient caching, Gao et al. 2021, arXiv 2101.06983).
         accumulate: Parts of a batch with a loss of their own, whose gradients are averaged.
         max_log_scale: Where the temperature stops.
-        ema_decay: Of the moving average, or None.
+        ema_decay: Of the moving average, or None; after n steps it is at most (1 + n) / (10 + n).
         gather: What is done to parameters before they are computed with, see `parallel.gathered`.
     """
 
@@ -65,7 +65,8 @@ def make_train_step(objective: Objective, optimizer: optax.GradientTransformatio
         params = _clamped(optax.apply_updates(state.params, updates), settings.max_log_scale)
         average = state.average
         if average is not None and settings.ema_decay is not None:
-            average = optax.incremental_update(params, average, 1 - settings.ema_decay)
+            decay = jnp.minimum(settings.ema_decay, (1 + state.step) / (10 + state.step))
+            average = optax.incremental_update(params, average, 1 - decay)
         new = TrainState(state.step + 1, params, opt_state, average, healthy)
         kept = jax.tree.map(functools.partial(jnp.where, healthy), new, state).replace(healthy=healthy)
         return kept, {**metrics, "loss": loss, "gradient_norm": norm, "finite": healthy}

@@ -149,7 +149,7 @@ def test_a_source_with_nothing_but_bad_samples_stops_the_loader(processor, image
     stream = ImageTextStream(sources, processor, seed=0, max_length=8)
     log = tmp_path / "bad.jsonl"
     with pytest.raises(
-        TooManyBadSamples, match=r"In step 0, .* and all that were tried in its place are bad"
+        TooManyBadSamples, match=r"In step 1, .* and all that were tried in its place are bad"
     ) as caught:
         list(Loader(stream, 3, bad_samples=BadSamples(log, max_bad_share=0.5)))
     assert "0.png is not a picture" in str(caught.value)

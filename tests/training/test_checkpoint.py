@@ -11,6 +11,7 @@ import numpy as np
 import optax
 import pytest
 
+from altclip_jax.parallel import make_mesh
 from altclip_jax.training import folder as run_folder
 from altclip_jax.training.checkpoint import CheckpointStore, load_tree, save_tree
 from altclip_jax.training.folder import export
@@ -104,17 +105,20 @@ def test_a_damaged_checkpoint_is_named_with_what_can_be_done(saved, tmp_path, it
 
 
 def test_a_metric_that_is_not_evaluated_is_refused_with_those_that_are(settings, tmp_path):
-    config = settings(checkpoints={"every": 2, "keep_best": 1, "metric": "accuracy"})
+    """A language that the data do not have is known when they are measured, not before."""
+    kept = {"every": 2, "keep_best": 1, "metric": "xx/loss"}
+    config = settings(checkpoints=kept, data__evaluate=[{"path": "pictures.jsonl"}])
     with (
         CheckpointStore(tmp_path, config.checkpoints) as store,
-        pytest.raises(ValueError, match=r"'accuracy', which is not evaluated; there are loss, mean_recall\."),
+        pytest.raises(ValueError, match=r"'xx/loss', which is not evaluated; there are loss, mean_recall\."),
     ):
         store.save(2, state(bias=(2,)), config, {"loss": 1.0, "mean_recall": 0.5})
 
 
 def test_a_checkpoint_without_metrics_stands_beside_the_best(settings, tmp_path):
     """As a run leaves it that is asked to stop between evaluations."""
-    config = settings(checkpoints={"every": 1, "keep_last": 1, "keep_best": 1})
+    kept = {"every": 1, "keep_last": 1, "keep_best": 1}
+    config = settings(checkpoints=kept, data__evaluate=[{"path": "pictures.jsonl"}])
     with CheckpointStore(tmp_path, config.checkpoints) as store:
         for step, value in ((1, 0.5), (2, 0.9), (3, 0.7)):
             store.save(step, state(bias=(2,)), config, {"mean_recall": value})
@@ -154,11 +158,11 @@ def test_features_are_kept_for_the_same_run_and_not_for_another(settings, tmp_pa
     """A run that is killed before its first checkpoint begins again, and may then be another one."""
     features = tmp_path / "run" / "features" / "image_train.npy"
     config = settings()
-    run_folder.begin(config, Path(config.folder))
+    run_folder.begin(config, Path(config.folder), make_mesh())
     features.parent.mkdir()
     features.write_bytes(b"")
-    run_folder.begin(settings(logging__every=3), Path(config.folder))
+    run_folder.begin(settings(logging__every=3), Path(config.folder), make_mesh())
     assert features.exists()
-    run_folder.begin(settings(seed=1), Path(config.folder))
+    run_folder.begin(settings(seed=1), Path(config.folder), make_mesh())
     assert not features.exists()
     assert json.loads((tmp_path / "run" / "config.json").read_text())["seed"] == 1

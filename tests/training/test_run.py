@@ -1,19 +1,24 @@
 """Whole runs, small ones: what they learn, keep, say and refuse."""
 
 import json
+import os
+import re
 import signal
 from pathlib import Path
 
+import jax
 import numpy as np
 import pytest
 
 from altclip_jax import AltCLIP, AltCLIPModel, CLIPModel
 from altclip_jax.assets import default_checkpoint
 from altclip_jax.data.bad_samples import TooManyBadSamples
-from altclip_jax.training import feeding
+from altclip_jax.data.image_text import ImageTextRecords
+from altclip_jax.parallel import make_mesh, param_shardings, placed
+from altclip_jax.training import feeding, passes
 from altclip_jax.training.checkpoint import CheckpointStore
 from altclip_jax.training.config import RunConfig
-from altclip_jax.training.folder import export
+from altclip_jax.training.folder import export, held
 from altclip_jax.training.log import RunLog
 from altclip_jax.training.loop import NotFinite, train
 from altclip_jax.weights.convert import flatten
@@ -25,6 +30,10 @@ def log_of(config):
 
 def losses(config):
     return [entry["loss"] for entry in log_of(config) if "loss" in entry]
+
+
+def weights(config, name):
+    return (Path(config.folder) / name / "model.safetensors").read_bytes()
 
 
 def steps_kept(config):
@@ -66,7 +75,8 @@ def test_the_exported_model_is_the_last_state_with_the_locked_parts_of_the_sourc
         assert same == path.startswith(("vision_model", "visual_projection")), path
     with CheckpointStore(Path(config.folder), config.checkpoints) as store:
         trained = {name: model.param_shapes()[name] for name in ("text_model", "text_projection", "logit_scale")}
-        stored = flatten(store.params(4, trained))
+        here = make_mesh(devices=jax.devices()[:1])
+        stored = flatten(store.params(4, placed(trained, param_shardings(here, trained))))
     for path, leaf in stored.items():
         np.testing.assert_array_equal(leaf, after[path])
 
@@ -172,15 +182,19 @@ def test_the_last_and_the_best_checkpoints_are_kept(settings, workshop):
     worst = max(evaluations, key=evaluations.get)
     assert worst != 10
     assert steps_kept(config) == sorted({worst, 10})
+    export(config.folder, Path(config.folder) / "of_worst", step=worst)
+    assert weights(config, "export") == weights(config, "of_worst")
 
 
 def test_an_update_that_is_not_finite_stops_the_run_and_names_its_samples(settings):
     """The gradient is finite here; what overflows is the update, in the second step."""
     rates = {"optimizer__learning_rate": 2e38, "optimizer__warmup_steps": 6, "optimizer__name": "sgd"}
     config = settings(**rates, optimizer__rules=[{"match": ".*", "factor": 1e3}], checkpoints__every=1)
-    with pytest.raises(NotFinite, match=r"(?s)The update of step 1 is not finite .*pictures.jsonl:\d+.*learning_rate"):
+    with pytest.raises(NotFinite, match=r"(?s)The update of step 1 is not finite .*pictures.jsonl:\d+.*model\.source="):
         train(config, quiet=True)
     assert steps_kept(config) == []
+    with pytest.raises(NotFinite, match=r"The first update is not finite .*pictures.jsonl:\d+"):
+        train(config, dry_run=True, quiet=True)
 
 
 def test_what_is_not_finite_later_leaves_the_last_checkpoint(settings, monkeypatch):
@@ -208,6 +222,67 @@ def test_an_error_in_evaluation_does_not_lose_the_state(settings, tmp_path):
     with pytest.raises(TooManyBadSamples):
         train(config, quiet=True)
     assert steps_kept(config) == [6]
+
+
+def test_a_run_that_is_asked_to_stop_while_features_are_computed_goes_on_with_them(settings, tmp_path, monkeypatch):
+    whole, half = (settings(folder=str(tmp_path / name), evaluation__batch_size=8) for name in ("whole", "half"))
+    train(whole, quiet=True)
+    read = []
+
+    def stop_at_ten(self, index):
+        read.append(index)
+        if len(read) == 10:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return plain(self, index)
+
+    plain = ImageTextRecords.read
+    with monkeypatch.context() as patch:
+        patch.setattr(ImageTextRecords, "read", stop_at_ten)
+        outcome = train(half, quiet=True)
+    assert (outcome.step, outcome.stopped_by, outcome.exported) == (0, "SIGTERM", None)
+    there = np.load(tmp_path / "half/features/image_train.there.npy")
+    assert 0 < there.sum() < len(there)
+    assert train(half, quiet=True).step == 6
+    assert weights(half, "export") == weights(whole, "export")
+
+
+def test_a_run_that_is_asked_to_stop_while_it_is_measured_is_measured_when_it_goes_on(settings, workshop, monkeypatch):
+    config = settings(data__evaluate=[{"path": str(workshop / "pictures.jsonl")}], evaluation__every=2)
+    plain = passes.joined
+
+    def stop(pieces, ids):
+        if len(losses(config)) == 4:
+            signal.raise_signal(signal.SIGTERM)
+        return plain(pieces, ids)
+
+    with monkeypatch.context() as patch:
+        patch.setattr("altclip_jax.training.stages.joined", stop)
+        outcome = train(config, quiet=True)
+    assert (outcome.step, outcome.stopped_by) == (4, "SIGTERM")
+    assert steps_kept(config)[-1] == 4
+    assert [entry["step"] for entry in log_of(config) if "evaluation" in entry] == [2]
+    train(config, quiet=True)
+    assert [entry["step"] for entry in log_of(config) if "evaluation" in entry] == [2, 4, 6]
+
+
+def test_two_runs_do_not_work_in_one_folder(settings):
+    config = settings()
+    folder = Path(config.folder)
+    folder.mkdir()
+    with held(folder), pytest.raises(OSError, match=r"Another run is at work in .*: wait for it"):
+        train(config, quiet=True)
+    assert train(config, quiet=True).step == 6
+
+
+def test_other_data_under_the_same_name_are_refused(settings, workshop, tmp_path):
+    data = tmp_path / "data.jsonl"
+    lines = (workshop / "pictures.jsonl").read_text(encoding="utf-8").splitlines(keepends=True)
+    data.write_text("".join(lines), encoding="utf-8")
+    config = settings(data__train=[{"path": str(data)}])
+    train(config, quiet=True)
+    data.write_text("".join(lines[1:]), encoding="utf-8")
+    with pytest.raises(ValueError, match=rf"other settings.*(?s:.*)files\.{re.escape(str(data))}: \d+ -> \d+"):
+        train(config, quiet=True)
 
 
 def test_bad_samples_are_replaced_counted_and_named(settings, workshop, tmp_path):

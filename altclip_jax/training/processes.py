@@ -1,0 +1,95 @@
+"""What the processes of one run agree on; with one process all of this is free."""
+
+from __future__ import annotations
+
+import enum
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import numpy as np
+from jax.experimental import multihost_utils
+
+from altclip_jax import parallel
+
+
+def is_first() -> bool:
+    """Returns whether this process is the one that writes what all share: logs, features, the model's files."""
+    first: bool = jax.process_index() == 0
+    return first
+
+
+def barrier(what: str) -> None:
+    """Waits until all processes are here; `what` is the same for all, and says what they wait for."""
+    if jax.process_count() > 1:
+        multihost_utils.sync_global_devices(what)
+
+
+def exchanged(values: np.ndarray) -> np.ndarray:
+    """Returns the values of all processes, one row for each; every process calls this in the same place."""
+    if jax.process_count() == 1:
+        return values[None]
+    rows: np.ndarray = np.asarray(multihost_utils.process_allgather(values))
+    return rows
+
+
+def whole(tree: Any) -> Any:
+    """Returns a tree of global arrays with every array readable by this process; all processes call this."""
+
+    def gathered(leaf: jax.Array) -> Any:
+        if leaf.is_fully_addressable or leaf.is_fully_replicated:
+            return leaf
+        # one by one and on to the host, so that no device has more than one of them whole
+        return np.asarray(jax.jit(lambda x: x, out_shardings=parallel.sharding(leaf.sharding.mesh))(leaf))  # type: ignore[attr-defined]
+
+    return jax.tree.map(gathered, tree)
+
+
+class OtherProcessError(ValueError):
+    """Another process of the run could not go on, and has said why."""
+
+    def __init__(self) -> None:
+        super().__init__(
+            "Another process of this run could not read its data and said why; this one has stopped with it, at the"
+            " same step."
+        )
+
+
+class Concern(enum.IntEnum):
+    """Why a run shall end early; the greatest that any process has is that of all."""
+
+    NONE = 0
+    ASKED_TO_STOP = 1
+    CANNOT_READ = 2
+
+
+class Agreement:
+    """Lets processes act on what only one of them knows at the same step.
+
+    The exchange is a program for the devices like the step itself, and runs before the step that is dispatched after
+    it: whoever asks for its outcome waits for no more than the steps before.
+    """
+
+    def __init__(self, mesh: jax.sharding.Mesh):
+        """Takes the devices of the run."""
+        self._alone = jax.process_count() == 1
+        self._place = parallel.sharding(mesh, (parallel.AXES,))
+        self._devices = mesh.size
+        self._most = jax.jit(lambda values: values.max(), out_shardings=parallel.sharding(mesh))
+
+    def at_once(self, concern: Concern) -> Concern:
+        """Returns the concern if there is no other process to agree with."""
+        return concern if self._alone else Concern.NONE
+
+    def ask(self, concern: Concern) -> Callable[[], Concern]:
+        """Tells all processes what this one is concerned about, and returns what gives the concern of all.
+
+        Every process calls this in the same place.
+        """
+        if self._alone:
+            return lambda: concern
+        make: Any = jax.make_array_from_callback
+        own = np.array([concern], np.int32)
+        values = make((self._devices,), self._place, lambda index: own)
+        outcome = self._most(values)
+        return lambda: Concern(int(outcome))

@@ -1,0 +1,72 @@
+"""The numbers of an evaluation, on embeddings whose numbers are known."""
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from altclip_jax.training.evaluate import image_text_metrics, text_pair_metrics
+from altclip_jax.training.losses import contrastive_loss
+
+EYE = np.eye(4, dtype=np.float32)
+
+
+def pairs(texts, languages, text_ids=(0, 1, 2, 3), image_ids=(0, 1, 2, 3), images=EYE, block=16):
+    return image_text_metrics(
+        images, np.array(image_ids), np.asarray(texts, np.float32), np.array(text_ids), languages, np.log(10.0), block
+    )
+
+
+def test_right_embeddings_are_found_and_turned_ones_are_not():
+    metrics = pairs([*EYE, *EYE[[1, 2, 3, 0]]], ["en"] * 4 + ["fr"] * 4, text_ids=[0, 1, 2, 3] * 2)
+    assert (metrics["en/text_to_image@1"], metrics["en/image_to_text@1"]) == (1, 1)
+    assert (metrics["fr/text_to_image@1"], metrics["fr/image_to_text@1"]) == (0, 0)
+    assert metrics["text_to_image@1"] == metrics["image_to_text@1"] == 0.5
+    assert metrics["fr/text_to_image@5"] == 1
+    assert metrics["chance@1"] == pytest.approx(1 / 4)
+    assert metrics["mean_recall"] == pytest.approx(np.mean([1] * 6 + [0, 1, 1] * 2))
+
+
+def test_one_of_several_texts_of_a_picture_is_enough():
+    texts = [EYE[3], EYE[0], EYE[1], EYE[2]]
+    metrics = pairs(texts, ["en"] * 4, text_ids=[0, 0, 1, 2], image_ids=[0, 1, 2], images=EYE[:3])
+    assert metrics["image_to_text@1"] == 1
+    assert metrics["text_to_image@1"] == 3 / 4
+
+
+def test_the_loss_is_that_of_training():
+    rng = np.random.default_rng(0)
+    texts, images = (rng.standard_normal((6, 4)).astype(np.float32) for _ in range(2))
+    texts, images = (rows / np.linalg.norm(rows, axis=1, keepdims=True) for rows in (texts, images))
+    metrics = pairs(texts, ["en"] * 6, text_ids=range(6), image_ids=range(6), images=images)
+    expected = contrastive_loss(jnp.asarray(texts), jnp.asarray(images), jnp.log(10.0))
+    assert metrics["loss"] == pytest.approx(float(expected), rel=1e-5)
+    in_blocks = pairs(texts, ["en"] * 6, text_ids=range(6), image_ids=range(6), images=images, block=3)
+    halves = [
+        contrastive_loss(jnp.asarray(texts[rows]), jnp.asarray(images[rows]), jnp.log(10.0))
+        for rows in (slice(3), slice(3, 6))
+    ]
+    assert in_blocks["loss"] == pytest.approx(float(np.mean(halves)), rel=1e-5)
+
+
+def test_texts_whose_pictures_could_not_be_read_do_not_count():
+    metrics = pairs([*EYE, EYE[0]], ["en"] * 4 + ["fr"], text_ids=[0, 1, 2, 3, 9])
+    assert "fr/text_to_image@1" not in metrics
+    assert metrics["mean_recall"] == 1
+    with pytest.raises(ValueError, match="nothing to measure"):
+        pairs(EYE, ["en"] * 4, text_ids=[9, 9, 9, 9])
+
+
+def test_a_translation_is_looked_for_among_the_different_sentences_of_its_language():
+    teachers = np.concatenate([EYE[[0, 1, 1]], EYE[[0, 1]]])
+    students = np.concatenate([EYE[[0, 1, 1]], EYE[[1, 0]]])
+    metrics = text_pair_metrics(students, teachers, np.array([0, 1, 1, 0, 1]), ["fr"] * 3 + ["zh"] * 2)
+    assert (metrics["fr/text_to_teacher@1"], metrics["zh/text_to_teacher@1"]) == (1, 0)
+    assert (metrics["fr/loss"], metrics["zh/loss"]) == (0, pytest.approx(0.5))  # 2 of 4 numbers are off by 1
+    assert metrics["loss"] == pytest.approx(0.25)
+    assert metrics["chance@1"] == 0.5
+
+
+def test_the_length_of_a_state_matters_for_the_error_alone():
+    metrics = text_pair_metrics(2 * EYE, EYE, np.arange(4), ["fr"] * 4)
+    assert metrics["text_to_teacher@1"] == 1
+    assert metrics["loss"] == pytest.approx(1 / 4)

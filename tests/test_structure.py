@@ -16,6 +16,7 @@ FLOORS = (
     "processing",
     "data",
     "weights",
+    "distributed",
     "model",
     "parallel",
     "checkpoints",

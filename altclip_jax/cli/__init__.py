@@ -7,11 +7,10 @@ asked to stop and has saved everything (the same command goes on), 130 interrupt
 from __future__ import annotations
 
 import argparse
-import os
-import sys
 from collections.abc import Sequence
 
-from altclip_jax.cli import answering, checkpoints, evaluate, training
+from altclip_jax.cli import answering, checkpoints, evaluate, launch, training
+from altclip_jax.cli.command import explain
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -24,16 +23,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         options.settings += rest  # argparse does not look for more of them behind an option
     try:
         return options.run(options) or 0
-    except BrokenPipeError:
-        # the reader of our output, such as head, has had enough; keep the interpreter from complaining at its exit
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-    except (ValueError, TypeError, OSError) as error:
-        print(f"altclip: {error}", file=sys.stderr)
-        return 1
-    except KeyboardInterrupt:
-        print("altclip: interrupted", file=sys.stderr)
-        return 130
-    return 0
+    except (ValueError, TypeError, OSError, KeyboardInterrupt) as error:
+        return explain(error)
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -42,6 +33,6 @@ def _parser() -> argparse.ArgumentParser:
         description="AltCLIP, the multilingual CLIP, in JAX. Without --model the embedded model answers, offline.",
     )
     commands = parser.add_subparsers(title="commands", required=True, metavar="COMMAND")
-    for family in (answering, evaluate, checkpoints, training):
+    for family in (answering, evaluate, checkpoints, training, launch):
         family.add_commands(commands)
     return parser

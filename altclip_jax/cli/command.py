@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
+import sys
+import traceback
 from collections.abc import Callable
 from typing import Any
 
@@ -29,3 +32,19 @@ def add_hub_options(parser: argparse.ArgumentParser) -> None:
 def print_json(value: object) -> None:
     """Prints a value on standard output."""
     print(json.dumps(value, ensure_ascii=False, indent=2))
+
+
+def explain(error: BaseException) -> int:
+    """Says on standard error what ended a command, and returns its exit code."""
+    if isinstance(error, BrokenPipeError):
+        # the reader of our output, such as head, has had enough; keep the interpreter from complaining at its exit
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+    if isinstance(error, KeyboardInterrupt):
+        print("altclip: interrupted", file=sys.stderr)
+        return 130
+    if isinstance(error, (ValueError, TypeError, OSError)):
+        print(f"altclip: {error}", file=sys.stderr)
+    else:
+        traceback.print_exception(error)
+    return 1

@@ -8,12 +8,12 @@ import sys
 from typing import TYPE_CHECKING, Any
 
 from altclip_jax.cli.command import add_command, print_json
+from altclip_jax.cli.job import ASKED_TO_STOP
+from altclip_jax.cli.processes import add_process_options, joined
 from altclip_jax.cli.quiet import quiet_storage
 
 if TYPE_CHECKING:
     from altclip_jax.training.loop import Outcome
-
-_ASKED_TO_STOP = 75  # EX_TEMPFAIL of sysexits.h: try again
 
 
 def add_commands(commands: Any) -> None:
@@ -23,11 +23,12 @@ def add_commands(commands: Any) -> None:
         "train",
         _train,
         "train a model, or go on where it was interrupted",
-        epilog=f"Exit code {_ASKED_TO_STOP}: it was asked to stop (SIGTERM or Ctrl-C), and everything is saved.",
+        epilog=f"Exit code {ASKED_TO_STOP}: it was asked to stop (SIGTERM or Ctrl-C), and everything is saved.",
     )
     train.add_argument("config", help="the TOML file of a run, such as those in recipes/")
     train.add_argument("settings", nargs="*", metavar="KEY=VALUE", help="what wins over the file")
     train.add_argument("--dry-run", action="store_true", help="build everything, do one step, leave nothing behind")
+    add_process_options(train)
 
 
 def _train(options: argparse.Namespace) -> int:
@@ -36,7 +37,8 @@ def _train(options: argparse.Namespace) -> int:
 
     quiet_storage()
     config = RunConfig.read(options.config, options.settings)
-    outcome = train(config, dry_run=options.dry_run)
+    with joined(options):
+        outcome = train(config, dry_run=options.dry_run)
     if options.json:
         exported = None if outcome.exported is None else str(outcome.exported)
         print_json({**outcome._asdict(), "exported": exported})
@@ -50,7 +52,7 @@ def _train(options: argparse.Namespace) -> int:
         f" to go on:\n  {again}",
         file=sys.stderr,
     )
-    return _ASKED_TO_STOP
+    return ASKED_TO_STOP
 
 
 def _print_end(outcome: Outcome) -> None:

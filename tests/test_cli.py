@@ -136,6 +136,7 @@ def test_interruption_exits_with_130(capsys, monkeypatch):
         "evaluate",
         "evaluate retrieval",
         "evaluate zero-shot",
+        "evaluate paper",
         "convert",
         "info",
         "init",

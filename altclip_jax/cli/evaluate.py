@@ -7,12 +7,12 @@ from pathlib import Path
 from typing import Any
 
 from altclip_jax.cli.command import add_command, print_json
-from altclip_jax.cli.model import add_model_options, encoding_progress, load_model
+from altclip_jax.cli.model import add_model_options, encoding_progress, load_model, several_encodings
 
 
 def add_commands(commands: Any) -> None:
     """Adds the commands of this file to the subparsers of `altclip`."""
-    text = "measure a model on data: retrieval, zero-shot"
+    text = "measure a model on data: retrieval, zero-shot, or the benchmarks of the paper"
     evaluate = commands.add_parser("evaluate", help=text, description=text.capitalize() + ".")
     tasks = evaluate.add_subparsers(title="tasks", required=True, metavar="TASK")
 
@@ -54,6 +54,19 @@ def add_commands(commands: Any) -> None:
     )
     zero_shot.add_argument("--language", nargs="+", metavar="LANG", help="only names in these; default: all")
     _add_common(zero_shot)
+
+    paper = add_command(
+        tasks,
+        "paper",
+        _paper,
+        "run the public benchmarks that are there, and compare with what was published for AltCLIP",
+        epilog="Exit code 1 if a benchmark could not be run; the others are.",
+    )
+    paper.add_argument(
+        "--data", required=True, type=Path, metavar="DIR", help="the benchmarks, each in its folder: docs/evaluation.md"
+    )
+    paper.add_argument("--benchmark", nargs="+", metavar="NAME", help="only these; default: all that are there")
+    _add_common(paper)
 
 
 def _add_common(parser: argparse.ArgumentParser) -> None:
@@ -98,3 +111,18 @@ def _zero_shot(options: argparse.Namespace) -> None:
         print_json(summary)
     else:
         evaluation_tables.print_zero_shot(summary)
+
+
+def _paper(options: argparse.Namespace) -> int:
+    from altclip_jax.cli import evaluation_tables
+    from altclip_jax.evaluation.benchmarks.suite import run_suite
+
+    clip = load_model(options)
+    with several_encodings() as begin:
+        outcome = run_suite(clip, options.data, options.benchmark, batch_size=options.batch_size, begin=begin)
+    summary = {"data": str(options.data), "model": clip.name, **outcome.summary()}
+    if options.json:
+        print_json(summary)
+    else:
+        evaluation_tables.print_paper(summary)
+    return 1 if outcome.failed else 0

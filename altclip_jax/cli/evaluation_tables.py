@@ -8,20 +8,26 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
+_RETRIEVAL = {
+    "text_to_image@1": "text to\npicture\nR@1",
+    "text_to_image@5": "\n\nR@5",
+    "text_to_image@10": "\n\nR@10",
+    "image_to_text@1": "picture\nto text\nR@1",
+    "image_to_text@5": "\n\nR@5",
+    "image_to_text@10": "\n\nR@10",
+    "mean_recall": "\nmean\nrecall",
+}
+_ZERO_SHOT = {"top1": "\n\ntop-1", "top5": "\n\ntop-5", "mean_per_class": "\nper\nclass"}
+
 
 def print_retrieval(summary: Mapping[str, Any]) -> None:
     """Prints recall by language, the mean of several, and what guessing gives."""
     languages, mean = summary["languages"], summary["mean"]
-    at = list(mean["text_to_image"])
     print(
         f"{summary['model']}: {summary['pictures']:,} pictures, {summary['captions']:,} captions in"
         f" {len(languages)} language{'s' * (len(languages) != 1)}; recall in %"
     )
-    table = Table("\n\nlanguage")
-    for heading in ("text to\npicture", "picture\nto text"):
-        for k in at:
-            table.add_column(f"{heading if k == at[0] else chr(10)}\nR@{k}")
-    table.add_column("\nmean\nrecall")
+    table = Table("\n\nlanguage", *_RETRIEVAL.values())
     for column in table.columns[1:]:
         column.justify = "right"
     for language, numbers in languages.items():
@@ -56,6 +62,36 @@ def print_zero_shot(summary: Mapping[str, Any]) -> None:
     if numbers["worst_classes"]:
         _print_worst(language, numbers["worst_classes"])
     _print_left_out(summary["left_out"])
+
+
+def print_paper(summary: Mapping[str, Any]) -> None:
+    """Prints our numbers beside those that were published, and what could not be run."""
+    print(f"{summary['model']}; in %, and the difference in points")
+    for metrics in (_RETRIEVAL, _ZERO_SHOT):
+        rows = [row for row in summary["comparisons"] if {*row["ours"]} == {*metrics}]
+        if rows:
+            _print_comparison(rows, metrics)
+    for source in dict.fromkeys(source for row in summary["comparisons"] for source in row["sources"].values()):
+        print(f"published: {source}")
+    for name, reason in summary["failed"].items():
+        print(f"failed: {name}: {reason}")
+    for name, signs in summary["absent"].items():
+        print(f"not there: {name} ({' or '.join(signs)})")
+
+
+def _print_comparison(rows: Sequence[Mapping[str, Any]], metrics: Mapping[str, str]) -> None:
+    table = Table("\n\nbenchmark")
+    for title in metrics.values():
+        table.add_column(title, justify="right")
+    for row in rows:
+        table.add_row(f"{row['benchmark']} {row['language']}")
+        lines = {"ours": row["ours"], row["published_model"]: row["published"], "difference": row["difference"]}
+        for name, values in lines.items():
+            form = "{:+.1f}" if name == "difference" else "{:.1f}"
+            if values:
+                table.add_row(f"  {name}", *(form.format(values[key]) if key in values else "" for key in metrics))
+        table.add_section()
+    Console().print(table)
 
 
 def _print_worst(language: str, worst: Sequence[Mapping[str, Any]]) -> None:

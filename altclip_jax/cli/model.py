@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING
 from altclip_jax.cli.command import add_hub_options
 
 if TYPE_CHECKING:
+    from rich.progress import Progress
+
     from altclip_jax.inference.pipeline import AltCLIP
 
 
@@ -35,12 +37,25 @@ def load_model(options: argparse.Namespace) -> AltCLIP:
 @contextlib.contextmanager
 def encoding_progress(total: int) -> Iterator[Callable[[int], None]]:
     """A bar on standard error when the work is long and someone is watching."""
-    if total <= 64 or not sys.stderr.isatty():
-        yield lambda done: None
-        return
-    from rich.console import Console
-    from rich.progress import Progress
+    with several_encodings() as begin:
+        yield begin("encoding", total)
 
-    with Progress(console=Console(stderr=True)) as bar:
-        task = bar.add_task("encoding", total=total)
-        yield lambda done: bar.advance(task, done)
+
+@contextlib.contextmanager
+def several_encodings() -> Iterator[Callable[[str, int], Callable[[int], None]]]:
+    """Gives a function of a name and a total, which begins a bar on standard error if that is worth it."""
+    with contextlib.ExitStack() as stack:
+        shown: list[Progress] = []
+
+        def begin(name: str, total: int) -> Callable[[int], None]:
+            if total <= 64 or not sys.stderr.isatty():
+                return lambda done: None
+            from rich.console import Console
+            from rich.progress import Progress
+
+            if not shown:
+                shown.append(stack.enter_context(Progress(console=Console(stderr=True))))
+            task = shown[0].add_task(name, total=total)
+            return lambda done: shown[0].advance(task, done)
+
+        yield begin

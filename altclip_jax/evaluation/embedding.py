@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Sequence
+from pathlib import Path
 
 import numpy as np
 from jaxtyping import Float32, Int
@@ -18,6 +19,7 @@ from altclip_jax.inference import encoders
 from altclip_jax.inference.pipeline import AltCLIP
 
 Progress = Callable[[int], None]
+Known = dict[Path | None, np.ndarray]
 
 
 def embed_pictures(
@@ -28,6 +30,7 @@ def embed_pictures(
     batch_size: int = 32,
     threads: int = 4,
     progress: Progress | None = None,
+    known: Known | None = None,
 ) -> tuple[Float32[np.ndarray, "readable projection"], Int[np.ndarray, " readable"]]:
     """Returns the unit embeddings of the pictures that can be read, and their places among `pictures`.
 
@@ -38,14 +41,18 @@ def embed_pictures(
         batch_size: Pictures that the model sees at once.
         threads: How many decode.
         progress: Called with the number of pictures done.
+        known: Files whose embeddings are known; what is embedded here is added.
 
     Raises:
         TooManyBadSamples: `bad` allows no more.
     """
+    known = {} if known is None else known
     encode = functools.partial(encoders.encode_images, clip.model, clip.params)
     pixels = Pixels(clip.processor.image_processor, Augmentation())
-    rows = [np.zeros((0, clip.model.config.projection_dim), np.float32)]
-    places: list[int] = []
+    rows = {place: known[picture.file] for place, picture in enumerate(pictures) if picture.file in known}
+    unknown = [place for place in range(len(pictures)) if place not in rows]
+    if progress and rows:
+        progress(len(rows))
 
     def decoded(place: int) -> tuple[int, np.ndarray | SampleError]:
         try:
@@ -53,19 +60,22 @@ def embed_pictures(
         except SampleError as error:
             return place, error
 
-    ahead = Ahead(in_batches(range(len(pictures)), batch_size), decoded, list, threads=threads, ahead=2)
+    ahead = Ahead(in_batches(unknown, batch_size), decoded, list, threads=threads, ahead=2)
     try:
         for done, _ in ahead:
             bad.record([], [value for _, value in done if isinstance(value, SampleError)])
             good = [(place, value) for place, value in done if not isinstance(value, SampleError)]
             if good:
-                rows.append(encoders.run_padded(encode, batch_size, np.stack([value for _, value in good])))
-                places += [place for place, _ in good]
+                found = encoders.run_padded(encode, batch_size, np.stack([value for _, value in good]))
+                rows |= {place: row for (place, _), row in zip(good, found, strict=True)}
             if progress:
                 progress(len(done))
     finally:
         ahead.close()
-    return np.concatenate(rows), np.array(places, np.int64)
+    places = sorted(rows)
+    known |= {file: rows[place] for place in places if (file := pictures[place].file) is not None}
+    none = np.zeros((0, clip.model.config.projection_dim), np.float32)
+    return np.stack([rows[place] for place in places]) if places else none, np.array(places, np.int64)
 
 
 def embed_texts(

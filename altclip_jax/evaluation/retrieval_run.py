@@ -12,7 +12,7 @@ from jaxtyping import Float32
 from altclip_jax.data.bad_samples import BadSamples
 from altclip_jax.data.sources import SourceSpec, open_sources
 from altclip_jax.evaluation.collection import Collection, collect
-from altclip_jax.evaluation.embedding import Progress, embed_pictures, embed_texts
+from altclip_jax.evaluation.embedding import Known, Progress, embed_pictures, embed_texts
 from altclip_jax.evaluation.ranks import TIE
 from altclip_jax.evaluation.retrieval import LanguageRecall, retrieval
 from altclip_jax.inference.pipeline import AltCLIP
@@ -71,6 +71,7 @@ def evaluate_retrieval(
     *,
     batch_size: int = 64,
     progress: Progress | None = None,
+    known: Known | None = None,
 ) -> RetrievalRun:
     """Embeds a collection and looks for each picture and each caption.
 
@@ -80,12 +81,13 @@ def evaluate_retrieval(
         bad: Is told the pictures that cannot be read; they are left out, and with them what is said of them alone.
         batch_size: Rows that the model sees at once.
         progress: Called with the number of pictures and different texts done.
+        known: See `embed_pictures`.
 
     Raises:
         TooManyBadSamples: `bad` allows no more.
         ValueError: no caption is left.
     """
-    images, kept = embed_pictures(clip, collection.pictures, bad, batch_size=batch_size, progress=progress)
+    images, kept = embed_pictures(clip, collection.pictures, bad, batch_size=batch_size, progress=progress, known=known)
     collection = replace(
         collection,
         pictures=tuple(collection.pictures[place] for place in kept),

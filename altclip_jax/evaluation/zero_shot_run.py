@@ -12,7 +12,7 @@ from jaxtyping import Float32, Int
 from altclip_jax.data.bad_samples import BadSamples
 from altclip_jax.data.samples import Picture
 from altclip_jax.evaluation.classes import Classes, Templates, templates_for
-from altclip_jax.evaluation.embedding import Progress, embed_pictures, embed_texts
+from altclip_jax.evaluation.embedding import Known, Progress, embed_pictures, embed_texts
 from altclip_jax.evaluation.labelled import Labelled
 from altclip_jax.evaluation.zero_shot import ZeroShot, classify, ensemble
 from altclip_jax.inference.pipeline import AltCLIP
@@ -123,6 +123,7 @@ def evaluate_zero_shot(
     *,
     batch_size: int = 64,
     progress: Progress | None = None,
+    known: Known | None = None,
 ) -> ZeroShotRun:
     """Classifies pictures by the names of each language; the pictures are embedded once.
 
@@ -136,6 +137,7 @@ def evaluate_zero_shot(
         bad: Is told the pictures that cannot be read; they are left out.
         batch_size: Rows that the model sees at once.
         progress: Called with the number of pictures done.
+        known: See `embed_pictures`.
 
     Raises:
         TooManyBadSamples: `bad` allows no more.
@@ -143,7 +145,7 @@ def evaluate_zero_shot(
     """
     labels = np.array(classes.indices([label for _, label in labelled]), np.int64)
     images, kept = embed_pictures(
-        clip, [picture for picture, _ in labelled], bad, batch_size=batch_size, progress=progress
+        clip, [picture for picture, _ in labelled], bad, batch_size=batch_size, progress=progress, known=known
     )
     labels = labels[kept]
     scale = float(np.exp(np.asarray(clip.params["logit_scale"], np.float32)))

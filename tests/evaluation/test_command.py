@@ -84,24 +84,24 @@ def test_a_picture_that_cannot_be_read_is_left_out_and_told(capsys, tmp_path):
 @pytest.fixture(scope="module")
 def categories(tmp_path_factory):
     """Pictures of held-out emoji in a folder for each category, and the names of these."""
-    folder = tmp_path_factory.mktemp("categories")
+    folder = tmp_path_factory.mktemp("emoji")
     shards = sorted((ROOT / "recipes" / "emoji" / "data").glob("eval_held_out-twemoji-*.tar"))
-    script = ROOT / "scripts" / "emoji_categories.py"
+    script = ROOT / "scripts" / "emoji_layouts.py"
     subprocess.run([sys.executable, script, *shards, "--output", folder], check=True, capture_output=True)
     return folder
 
 
 def test_zero_shot_says_what_the_pipeline_says(capsys, categories, tmp_path):
     (tmp_path / "templates.json").write_text(json.dumps({"en": ["{}", "a picture of {}"]}))
-    options = ["--classes", str(categories / "classes.json"), "--templates", str(tmp_path / "templates.json")]
-    pictures = str(categories / "pictures")
+    options = ["--classes", str(categories / "categories.json"), "--templates", str(tmp_path / "templates.json")]
+    pictures = str(categories / "categories")
     code, out, err = run(capsys, "zero-shot", pictures, *options, "--language", "ko", "en", "--json")
     assert code == 0, err
     told = json.loads(out)
     assert (told["pictures"], told["classes"], list(told["languages"])) == (126, 14, ["ko", "en"])
     clip = AltCLIP.from_pretrained()
-    classes = json.loads((categories / "classes.json").read_text(encoding="utf-8"))
-    files = sorted((categories / "pictures").rglob("*.webp"))
+    classes = json.loads((categories / "categories.json").read_text(encoding="utf-8"))
+    files = sorted((categories / "categories").rglob("*.webp"))
     right = np.array([list(classes).index(file.parent.name) for file in files])
     for language, templates in (("ko", ["{}"]), ("en", ["{}", "a picture of {}"])):
         labels = [names[language] for names in classes.values()]
@@ -125,7 +125,9 @@ def test_zero_shot_embeds_the_pictures_once(capsys, categories, monkeypatch):
         return original(*arguments)
 
     monkeypatch.setattr(embedding.encoders, "encode_images", counted)
-    code, out, _ = run(capsys, "zero-shot", str(categories / "pictures"), "--classes", str(categories / "classes.json"))
+    code, out, _ = run(
+        capsys, "zero-shot", str(categories / "categories"), "--classes", str(categories / "categories.json")
+    )
     assert code == 0
     assert calls == [64, 64]
     rows = [line.split("│")[1].strip() for line in out.splitlines() if "│" in line]
@@ -133,15 +135,15 @@ def test_zero_shot_embeds_the_pictures_once(capsys, categories, monkeypatch):
 
 
 def test_a_language_that_names_only_some_classes_is_measured_on_these(capsys, categories, tmp_path):
-    classes = json.loads((categories / "classes.json").read_text(encoding="utf-8"))
+    classes = json.loads((categories / "categories.json").read_text(encoding="utf-8"))
     names = {"classes": list(classes), "en": [own["en"] for own in classes.values()]}
     names["de"] = [own["de"] if place < 4 else "" for place, own in enumerate(classes.values())]
     (tmp_path / "some.json").write_text(json.dumps(names))
     _, out, _ = run(
-        capsys, "zero-shot", str(categories / "pictures"), "--classes", str(tmp_path / "some.json"), "--json"
+        capsys, "zero-shot", str(categories / "categories"), "--classes", str(tmp_path / "some.json"), "--json"
     )
     german = json.loads(out)["languages"]["de"]
-    expected = sum(len(list((categories / "pictures" / key).iterdir())) for key in list(classes)[:4])
+    expected = sum(len(list((categories / "categories" / key).iterdir())) for key in list(classes)[:4])
     assert (german["classes"], german["pictures"]) == (4, expected)
 
 

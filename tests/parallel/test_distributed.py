@@ -115,15 +115,15 @@ def test_who_is_done_waits_for_the_others_beyond_the_timeout_of_jax():
 
 
 def test_sigterm_reaches_python_and_without_a_handler_ends_the_process():
-    body = """
+    noting = """
     from altclip_jax.training.interrupt import StopRequest
     with StopRequest() as stop:
         os.kill(os.getpid(), signal.SIGTERM)
         print("asked by", stop.name)
-    os.kill(os.getpid(), signal.SIGTERM)
+    total()
     time.sleep(100)
 """
-    code, out, _ = job(explicit(processes=1), body)
+    code, out, _ = job(explicit(), noting, "total(); os.kill(os.getpid(), signal.SIGTERM); time.sleep(30)")
     assert code == 128 + signal.SIGTERM
     assert "[0] asked by SIGTERM" in out.splitlines()
 

@@ -5,7 +5,7 @@
     python scripts/benchmark.py layers
 
 A ratio above 1 says that this library is faster, or takes less, by that factor. "layers" compares two ways of this
-library: the loop over layers that it has, in the first column, and a scan over them, in the second.
+library: the loop over layers that it has, and a scan over them; above 1 the loop takes less.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ def main() -> None:
     parser.add_argument(
         "what",
         choices=["core", "train", "layers"],
-        help="core: towers, preprocessing, loading; train: a contrastive step",
+        help="core: towers, preprocessing, loading; train: a contrastive step; layers: a loop against a scan",
     )
     parser.add_argument("--repeats", type=int, default=7)
     parser.add_argument("--batch", type=int, default=64, help="rows of a training step")
@@ -40,9 +40,11 @@ def main() -> None:
         rows = benchmark_train.rows(options.repeats, options.batch)
     else:
         rows = benchmark_layers.rows(options.repeats)
+    left, right = ("loop", "scan") if options.what == "layers" else ("ours", "transformers")
+    print(f"{'':78} {left:>10} {right:>12}")
     for line in rows:
-        numbers = f"{line['ours']:10.3f} {line['transformers']:10.3f} {line['unit']:3} ratio {line['ratio']:6.2f}"
-        print(f"{line['name']:58} {numbers}")
+        numbers = f"{line[left]:10.3f} {line[right]:12.3f} {line['unit']:3} ratio {line['ratio']:6.2f}"
+        print(f"{line['name']:78} {numbers}")
     if options.output:
         report = {
             "hardware": f"{os.cpu_count()} cores, {platform.processor() or platform.machine()}",

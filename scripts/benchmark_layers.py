@@ -10,7 +10,7 @@ BATCH, SEQUENCE = 4, 257
 
 
 def rows(repeats: int) -> list[dict[str, Any]]:
-    """Return compile time, temporary memory and step time; "ours" is the loop, "transformers" stands for the scan."""
+    """Return compile time, temporary memory and step time of both."""
     import jax
     import jax.numpy as jnp
     from jax import lax
@@ -76,4 +76,4 @@ def rows(repeats: int) -> list[dict[str, Any]]:
 
 def line(name: str, loop: float, scan: float, unit: str) -> dict[str, Any]:
     """Return one line of the table; a ratio above 1 says that the loop takes less."""
-    return {"name": name, "ours": loop, "transformers": scan, "unit": unit, "ratio": scan / loop}
+    return {"name": name, "loop": loop, "scan": scan, "unit": unit, "ratio": scan / loop}

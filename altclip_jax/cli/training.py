@@ -39,6 +39,8 @@ def _train(options: argparse.Namespace) -> int:
     config = RunConfig.read(options.config, options.settings)
     with joined(options):
         outcome = train(config, dry_run=options.dry_run)
+    if options.process:  # what follows is said once
+        return 0 if outcome.stopped_by is None else ASKED_TO_STOP
     if options.json:
         exported = None if outcome.exported is None else str(outcome.exported)
         print_json({**outcome._asdict(), "exported": exported})

@@ -1,0 +1,113 @@
+"""A run of several processes: it ends where a run of one ends, and what happens to one happens to all."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+from safetensors.numpy import load_file
+
+from altclip_jax.training.loop import train
+
+STEPS = 40
+LOSSES = 1e-5  # relative
+# Norm of the difference over norm. 4.5e-5 was measured: where the true gradient is zero, as that of the keys' biases,
+# Adam makes steps of full size out of rounding.
+PARAMETERS = 2e-4
+
+
+@pytest.fixture(scope="module")
+def compiled(tmp_path_factory):
+    return {**os.environ, "JAX_COMPILATION_CACHE_DIR": str(tmp_path_factory.mktemp("compiled")), "JAX_PLATFORMS": "cpu"}
+
+
+def launched(config, path, environment):
+    """Starts a run in 2 processes of 2 devices."""
+    values = config.to_dict()
+    lines = [f"stage = {json.dumps(values.pop('stage'))}"]  # what follows are overrides, which need some file
+    path.write_text("\n".join(lines), encoding="utf-8")
+    settings = [f"{name}={toml(value)}" for name, value in values.items() if value is not None]
+    command = ["launch", "-n", "2", "--local-devices", "2", "--", "train", str(path), *settings]
+    return subprocess.Popen(
+        [sys.executable, "-m", "altclip_jax", *command], env=environment, stderr=subprocess.PIPE, text=True
+    )
+
+
+def toml(value):
+    """Returns a value as TOML writes it in one line."""
+    if isinstance(value, dict):
+        return "{" + ", ".join(f"{name} = {toml(own)}" for name, own in value.items() if own is not None) + "}"
+    if isinstance(value, list):
+        return "[" + ", ".join(map(toml, value)) + "]"
+    return json.dumps(value)
+
+
+def log_of(config):
+    path = Path(config.folder) / "metrics.jsonl"
+    lines = path.read_bytes().splitlines(keepends=True) if path.exists() else []
+    return [json.loads(line) for line in lines if line.endswith(b"\n")]
+
+
+def losses(config):
+    return [entry["loss"] for entry in log_of(config) if "loss" in entry]
+
+
+def processes(launcher):
+    return sorted(map(int, Path(f"/proc/{launcher.pid}/task/{launcher.pid}/children").read_text().split()))
+
+
+def test_sigterm_to_one_of_two_processes_saves_both_and_one_process_goes_on_to_the_same_end(
+    settings, workshop, tmp_path, compiled
+):
+    def config(folder):
+        evaluated = {"data__evaluate": [{"path": str(workshop / "pictures.jsonl")}], "evaluation__every": STEPS}
+        return settings(folder=str(tmp_path / folder), steps=STEPS, checkpoints__every=20, **evaluated)
+
+    parts, whole = config("parts"), config("whole")
+    launcher = launched(parts, tmp_path / "run.toml", compiled)
+    while launcher.poll() is None and len(losses(parts)) < 3:
+        time.sleep(0.02)
+    assert launcher.returncode is None, launcher.stderr.read()
+    os.kill(processes(launcher)[1], signal.SIGTERM)
+    _, told = launcher.communicate(timeout=120)
+    assert launcher.returncode == 75, told
+    done = losses(parts)
+    assert 3 <= len(done) < STEPS
+    assert train(parts, quiet=True).step == STEPS  # here, on eight devices
+    train(whole, quiet=True)
+    assert [entry["step"] for entry in log_of(parts) if "loss" in entry] == list(range(1, STEPS + 1))
+    assert losses(parts)[: len(done)] == done
+    np.testing.assert_allclose(losses(parts), losses(whole), rtol=LOSSES)
+    ends = [load_file(tmp_path / name / "export/model.safetensors") for name in ("parts", "whole")]
+    squares = [
+        [np.square(end[name]).sum() for name in end] for end in ({n: ends[0][n] - ends[1][n] for n in ends[0]}, ends[1])
+    ]
+    assert np.sqrt(np.sum(squares[0]) / np.sum(squares[1])) < PARAMETERS
+    evaluations = [[e["evaluation"]["mean_recall"] for e in log_of(c) if "evaluation" in e] for c in (parts, whole)]
+    assert evaluations[0] == pytest.approx(evaluations[1])
+
+
+def test_what_one_process_cannot_read_stops_both_with_everything_saved(settings, workshop, tmp_path, compiled):
+    """Each process reads every second half of the rows: the bad ones are met by one or the other."""
+    lines = (workshop / "pictures.jsonl").read_text(encoding="utf-8").splitlines(keepends=True)
+    broken = tmp_path / "broken.jsonl"
+    broken.write_text("".join(lines) + '{"image": "/absent.png", "caption": "nothing"}\n', encoding="utf-8")
+    config = settings(
+        data__train=[{"path": str(broken)}],
+        data__max_bad_share=0.0,
+        data__store_image_features=False,
+        checkpoints__every=100,
+        batch_size=4,
+        steps=STEPS,
+    )
+    launcher = launched(config, tmp_path / "run.toml", compiled)
+    _, told = launcher.communicate(timeout=180)
+    assert launcher.returncode == 1, told
+    assert "absent.png" in told
+    saved = sorted(int(path.name) for path in (Path(config.folder) / "checkpoints").glob("[0-9]*"))
+    assert saved == [entry["step"] for entry in log_of(config)][-1:]

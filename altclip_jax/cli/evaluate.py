@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -70,6 +71,7 @@ def add_commands(commands: Any) -> None:
 
 
 def _add_common(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--html", type=Path, metavar="FILE", help="write a report with plots and examples, too")
     parser.add_argument("--batch-size", type=int, default=64, metavar="N", help="default: %(default)s")
     add_model_options(parser)
 
@@ -77,6 +79,7 @@ def _add_common(parser: argparse.ArgumentParser) -> None:
 def _retrieval(options: argparse.Namespace) -> None:
     from altclip_jax.cli import evaluation_tables
     from altclip_jax.data.bad_samples import BadSamples
+    from altclip_jax.evaluation.report import reports
     from altclip_jax.evaluation.retrieval_run import evaluate_retrieval, open_collection
 
     bad = BadSamples()
@@ -85,11 +88,12 @@ def _retrieval(options: argparse.Namespace) -> None:
     total = len(collection.pictures) + len({caption.text for caption in collection.captions})
     with encoding_progress(total) as done:
         run = evaluate_retrieval(clip, collection, bad, batch_size=options.batch_size, progress=done)
-    summary = {"data": options.data, **run.summary()}
-    if options.json:
-        print_json(summary)
-    else:
-        evaluation_tables.print_retrieval(summary)
+    _tell(
+        options,
+        {"data": options.data, **run.summary()},
+        evaluation_tables.print_retrieval,
+        lambda: reports.retrieval_report(run, " ".join(options.data)),
+    )
 
 
 def _zero_shot(options: argparse.Namespace) -> None:
@@ -97,6 +101,7 @@ def _zero_shot(options: argparse.Namespace) -> None:
     from altclip_jax.data.bad_samples import BadSamples
     from altclip_jax.evaluation.classes import read_classes, read_templates
     from altclip_jax.evaluation.labelled import open_labelled
+    from altclip_jax.evaluation.report import reports
     from altclip_jax.evaluation.zero_shot_run import evaluate_zero_shot
 
     bad = BadSamples()
@@ -106,23 +111,44 @@ def _zero_shot(options: argparse.Namespace) -> None:
     clip = load_model(options)
     with encoding_progress(len(labelled)) as done:
         run = evaluate_zero_shot(clip, labelled, classes, templates, bad, batch_size=options.batch_size, progress=done)
-    summary = {"data": options.data, **run.summary()}
-    if options.json:
-        print_json(summary)
-    else:
-        evaluation_tables.print_zero_shot(summary)
+    _tell(
+        options,
+        {"data": options.data, **run.summary()},
+        evaluation_tables.print_zero_shot,
+        lambda: reports.zero_shot_report(run, " ".join(options.data)),
+    )
 
 
 def _paper(options: argparse.Namespace) -> int:
     from altclip_jax.cli import evaluation_tables
     from altclip_jax.evaluation.benchmarks.suite import run_suite
+    from altclip_jax.evaluation.report import reports
 
     clip = load_model(options)
     with several_encodings() as begin:
         outcome = run_suite(clip, options.data, options.benchmark, batch_size=options.batch_size, begin=begin)
-    summary = {"data": str(options.data), "model": clip.name, **outcome.summary()}
+    _tell(
+        options,
+        {"data": str(options.data), "model": clip.name, **outcome.summary()},
+        evaluation_tables.print_paper,
+        lambda: reports.paper_report(outcome, clip.name, str(options.data)),
+    )
+    return 1 if outcome.failed else 0
+
+
+def _tell(
+    options: argparse.Namespace,
+    summary: dict[str, Any],
+    print_table: Callable[[dict[str, Any]], None],
+    report: Callable[[], bytes],
+) -> None:
+    from altclip_jax.json_file import write_bytes
+
     if options.json:
         print_json(summary)
     else:
-        evaluation_tables.print_paper(summary)
-    return 1 if outcome.failed else 0
+        print_table(summary)
+    if options.html is not None:
+        write_bytes(options.html, report())
+        if not options.json:
+            print(f"report: {options.html}")

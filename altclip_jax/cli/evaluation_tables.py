@@ -73,6 +73,13 @@ def print_paper(summary: Mapping[str, Any]) -> None:
             _print_comparison(rows, metrics)
     for source in dict.fromkeys(source for row in summary["comparisons"] for source in row["sources"].values()):
         print(f"published: {source}")
+    others = {
+        row["benchmark"]: f"{row['pictures']:,} pictures of {row['published_pictures']:,}"
+        for row in summary["comparisons"]
+        if row["published_pictures"] not in (None, row["pictures"])
+    }
+    for name, told in others.items():
+        print(f"not the whole benchmark, so the difference means nothing: {name}, {told}")
     for name, reason in summary["failed"].items():
         print(f"failed: {name}: {reason}")
     for name, signs in summary["absent"].items():

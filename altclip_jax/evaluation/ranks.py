@@ -14,10 +14,19 @@ _PAIRS = 8192
 
 
 class Ranks(NamedTuple):
-    """Of each query the number of wrong items that score at least as its best right one; -1 where no item is right."""
+    """Of each query the number of wrong items that score at least as its best right one; -1 where no item is right.
+
+    Attributes:
+        text_to_image: Of each text.
+        image_to_text: Of each image.
+        text_scores: The score of each text's best right image; -inf without one.
+        image_scores: The score of each image's best right text; likewise.
+    """
 
     text_to_image: Int[np.ndarray, " texts"]
     image_to_text: Int[np.ndarray, " images"]
+    text_scores: Float[np.ndarray, " texts"]
+    image_scores: Float[np.ndarray, " images"]
 
 
 def ranks(
@@ -62,7 +71,7 @@ def ranks(
             of_images[columns] += scores.shape[0] - np.count_nonzero(scores < image_bars[columns], axis=0)
     of_texts[best_of_text == -np.inf] = -1
     of_images[best_of_image == -np.inf] = -1
-    return Ranks(of_texts, of_images)
+    return Ranks(of_texts, of_images, best_of_text, best_of_image)
 
 
 def _pairs(

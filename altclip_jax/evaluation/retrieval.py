@@ -25,6 +25,8 @@ class LanguageRecall:
         candidates: How many images a text is looked for among; an image is looked for among `texts`.
         text_ranks: Of each of `texts`, see `Ranks`.
         image_ranks: Of each of `images`.
+        text_scores: Of each of `texts`, the score of its best right image.
+        image_scores: Of each of `images`, the score of its best right text.
         text_to_image: Share of texts with a right image among the first k.
         image_to_text: Share of images with a right text among the first k.
         text_to_image_chance: What guessing gives.
@@ -36,6 +38,8 @@ class LanguageRecall:
     candidates: int
     text_ranks: Int[np.ndarray, " texts"]
     image_ranks: Int[np.ndarray, " images"]
+    text_scores: Float[np.ndarray, " texts"]
+    image_scores: Float[np.ndarray, " images"]
     text_to_image: Recall
     image_to_text: Recall
     text_to_image_chance: Recall
@@ -81,7 +85,7 @@ def retrieval(
         own = np.flatnonzero((named == language) & known)
         if not own.size:
             continue
-        text_ranks, image_ranks = ranks(images, image_ids, texts[own], text_ids[own])
+        text_ranks, image_ranks, text_scores, image_scores = ranks(images, image_ids, texts[own], text_ids[own])
         queries = np.flatnonzero(image_ranks >= 0)
         found[language] = LanguageRecall(
             texts=own,
@@ -89,6 +93,8 @@ def retrieval(
             candidates=len(images),
             text_ranks=text_ranks,
             image_ranks=image_ranks[queries],
+            text_scores=text_scores,
+            image_scores=image_scores[queries],
             text_to_image=_shares(text_ranks, at),
             image_to_text=_shares(image_ranks[queries], at),
             text_to_image_chance=_guessed(text_ids[own], image_ids, at),

@@ -31,9 +31,19 @@ class Table:
 
 
 @functools.cache
+def _file() -> dict[str, Any]:
+    return tomllib.loads(_FILE.read_text(encoding="utf-8"))
+
+
+def pictures_of(benchmark: str) -> int | None:
+    """Returns how many pictures a benchmark has; None if nothing was published for it."""
+    count: int | None = _file()["pictures"].get(benchmark)
+    return count
+
+
 def published() -> tuple[Table, ...]:
     """Returns all tables."""
-    values: dict[str, Any] = tomllib.loads(_FILE.read_text(encoding="utf-8"))
+    values = _file()
     return tuple(
         Table(
             table["benchmark"],

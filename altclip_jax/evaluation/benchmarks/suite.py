@@ -10,7 +10,7 @@ from typing import Any
 
 from altclip_jax.data.bad_samples import BadSamples
 from altclip_jax.evaluation.benchmarks.catalogue import BENCHMARKS, Benchmark, Opened
-from altclip_jax.evaluation.benchmarks.published import Reference, reference
+from altclip_jax.evaluation.benchmarks.published import Reference, pictures_of, reference
 from altclip_jax.evaluation.collection import Collection
 from altclip_jax.evaluation.embedding import Known, Progress
 from altclip_jax.evaluation.retrieval_run import RetrievalRun, evaluate_retrieval
@@ -22,10 +22,21 @@ Run = RetrievalRun | ZeroShotRun
 
 @dataclass(frozen=True)
 class Comparison:
-    """Our numbers on a benchmark in a language beside what was published, all in %."""
+    """Our numbers on a benchmark in a language beside what was published, all in %.
+
+    Attributes:
+        benchmark: As in published.toml.
+        language: Of its texts.
+        pictures: How many there were.
+        expected: How many the benchmark has; with others the numbers do not compare. None if it is not known.
+        ours: {metric: value}.
+        published: What was published.
+    """
 
     benchmark: str
     language: str
+    pictures: int
+    expected: int | None
     ours: Mapping[str, float]
     published: Reference
 
@@ -54,6 +65,8 @@ class Outcome:
                 {
                     "benchmark": row.benchmark,
                     "language": row.language,
+                    "pictures": row.pictures,
+                    "published_pictures": row.expected,
                     "ours": dict(row.ours),
                     "published_model": row.published.model,
                     "published": dict(row.published.values),
@@ -125,8 +138,16 @@ def _run(clip: AltCLIP, opened: Opened, batch_size: int, begin: Callable[[int], 
 
 
 def _compared(name: str, run: Run) -> list[Comparison]:
+    count = len(run.collection.pictures) if isinstance(run, RetrievalRun) else len(run.pictures)
     return [
-        Comparison(name, language, {metric: 100 * value for metric, value in own.items()}, reference(name, language))
+        Comparison(
+            benchmark=name,
+            language=language,
+            pictures=count,
+            expected=pictures_of(name),
+            ours={metric: 100 * value for metric, value in own.items()},
+            published=reference(name, language),
+        )
         for language, own in _numbers(run).items()
     ]
 

@@ -11,8 +11,9 @@ from altclip_jax.assets import PICTURES
 from altclip_jax.evaluation import embedding
 from altclip_jax.evaluation.benchmarks.catalogue import BENCHMARKS, CIFAR_TEMPLATES
 from altclip_jax.evaluation.benchmarks.imagenet import imagenet
-from altclip_jax.evaluation.benchmarks.published import published, reference
+from altclip_jax.evaluation.benchmarks.published import pictures_of, published, reference
 from altclip_jax.evaluation.benchmarks.suite import run_suite
+from altclip_jax.evaluation.report.reports import paper_report
 
 METRICS = ["text_to_image@1", "text_to_image@5", "text_to_image@10", "image_to_text@1", "image_to_text@5"]
 METRICS += ["image_to_text@10", "mean_recall"]
@@ -114,6 +115,7 @@ def test_published_numbers_are_whole_tables():
             if "mean_recall" in values:  # as printed, from rounded numbers
                 mean = np.mean([value for metric, value in values.items() if metric != "mean_recall"])
                 assert values["mean_recall"] == pytest.approx(mean, abs=0.11), (table.benchmark, model)
+        assert pictures_of(table.benchmark) >= 1000
     assert reference("imagenet-v2", "zh").values == {"top1": 54.0}
     assert reference("flickr30k", "fr").values == {}
 
@@ -135,6 +137,14 @@ def test_the_command_prints_ours_the_papers_and_the_difference(capsys, data):
         assert float(third) == pytest.approx(float(first) - float(second), abs=0.11)
     assert cells[6] == ["AltCLIP", "95.4", "99.6", "95.4"]
     assert "published: Chen et al. 2022" in out
+    assert "flickr30k, 6 pictures of 1,000" in out
+
+
+def test_the_report_says_what_is_not_the_whole_benchmark(outcome):
+    data = paper_report(outcome, "a model", "some data").decode()
+    assert "6 of 1,000 pictures" in data
+    assert "AltCLIP-m9" in data
+    assert data.count("<h2>") == len(outcome.runs)
 
 
 def test_a_failure_is_told_by_the_exit_code(capsys, tmp_path):

@@ -1,0 +1,1 @@
+"""Evaluations as pages of HTML that need nothing beside themselves."""

@@ -61,10 +61,10 @@ class Description(NamedTuple):
 
 
 def kind_of(folder: Path) -> tuple[Family, Part]:
-    """Returns which model a folder's config.json describes, as a key of `MODEL_CLASSES`."""
+    """Returns which model a config.json, or that of a folder, describes, as a key of `MODEL_CLASSES`."""
     unknown: tuple[Family, Part] = ("altclip", "full")  # reading it as one gives the error that says what is wrong
     try:
-        found = read_json_object(folder / "config.json")
+        found = read_json_object(folder if folder.is_file() else folder / "config.json")
     except (FileNotFoundError, ValueError):
         return unknown
     if is_flagai(found):

@@ -9,7 +9,7 @@ from __future__ import annotations
 import argparse
 from collections.abc import Sequence
 
-from altclip_jax.cli import answering, checkpoints, evaluate, launch, training
+from altclip_jax.cli import answering, checkpoints, evaluate, launch, plan, training
 from altclip_jax.cli.command import explain
 
 
@@ -33,6 +33,6 @@ def _parser() -> argparse.ArgumentParser:
         description="AltCLIP, the multilingual CLIP, in JAX. Without --model the embedded model answers, offline.",
     )
     commands = parser.add_subparsers(title="commands", required=True, metavar="COMMAND")
-    for family in (answering, evaluate, checkpoints, training, launch):
+    for family in (answering, evaluate, checkpoints, training, launch, plan):
         family.add_commands(commands)
     return parser

@@ -111,7 +111,7 @@ class DataSettings(_Settings):
 class LossSettings(_Settings):
     """How the loss and its gradient are computed."""
 
-    form: Literal["plain", "chunked"] = "plain"
+    form: Literal["plain", "chunked", "ring"] = "plain"
     chunk_rows: PositiveInt = 1024
     micro_batches: PositiveInt = 1  # gradient caching: the gradient of the whole batch in the memory of a part
     accumulate: PositiveInt = 1  # mean of the gradients of parts, each with a loss of its own

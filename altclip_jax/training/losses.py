@@ -1,22 +1,25 @@
 """The two losses, on global arrays, in float32.
 
 Contrastive: Radford et al. 2021 (arXiv 2103.00020), figure 3. Teacher learning: Chen et al. 2022 (arXiv 2211.06679),
-section 3.1. Neither names a device or an axis: under jit with a sharded batch, XLA inserts what must be exchanged.
+section 3.1. Under jit with a sharded batch XLA inserts what must be exchanged; only the ring form says it itself.
 """
 
 from __future__ import annotations
 
 import functools
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 import jax
 import jax.numpy as jnp
 from jax import Array, lax
+from jax.sharding import Mesh
 from jaxtyping import Float
 
+from altclip_jax import parallel
 from altclip_jax.model.two_towers import symmetric_cross_entropy
+from altclip_jax.training.ring import Rows, around
 
-ContrastiveForm = Literal["plain", "chunked"]
+ContrastiveForm = Literal["plain", "chunked", "ring"]
 
 
 def mean_squared_error(student: Float[Array, "batch width"], teacher: Float[Array, "batch width"]) -> Float[Array, ""]:
@@ -32,34 +35,41 @@ def contrastive_loss(
     *,
     form: ContrastiveForm = "plain",
     chunk_rows: int = 1024,
+    mesh: Mesh | None = None,
 ) -> Float[Array, ""]:
     """Mean of the cross-entropies text to image and image to text over the whole batch, row i belonging to row i.
 
     "plain" holds the (batch, batch) scores and their gradient; "chunked" never holds more than (chunk_rows, batch) of
-    them, and computes them twice. Value and gradient are the same.
+    them, and computes them twice. What a device of a mesh has of either is for XLA to choose. "ring" says so itself:
+    each device keeps its own images, and chunks of (chunk_rows, projection) texts go from neighbour to neighbour. Value
+    and gradient are the same.
 
     Args:
         text: Unit embeddings.
         image: Unit embeddings.
         log_scale: Logarithm of the inverse temperature.
-        form: "plain" or "chunked".
-        chunk_rows: Texts that are compared at a time; a divisor of the batch.
+        form: "plain", "chunked" or "ring".
+        chunk_rows: Texts that are compared at a time: a divisor of the batch, or in a ring of each device's part of it.
+        mesh: For "ring": the devices, over whose axes "data" and "fsdp" the batch is dealt.
 
     Raises:
-        ValueError: an unknown form, or `chunk_rows` does not divide the batch.
+        ValueError: an unknown form, a ring without its mesh, or a batch that cannot be cut so.
     """
     scale = jnp.exp(log_scale.astype(jnp.float32))
     if form == "plain":
         return symmetric_cross_entropy(jnp.einsum("tp,ip->ti", text, image, precision="highest") * scale)
-    if form != "chunked":
+    if form not in get_args(ContrastiveForm):
         raise ValueError(
             f"The contrastive loss has no form {form!r}: choose one of {', '.join(get_args(ContrastiveForm))}."
         )
-    rows = text.shape[0]
-    chunk_rows = min(chunk_rows, rows)
-    if rows % chunk_rows:
-        raise ValueError(f"chunk_rows={chunk_rows} does not divide the batch of {rows} rows.")
-    return _chunked(text, image, scale, rows // chunk_rows)
+    if form == "chunked":
+        return _recomputed(text, image, scale, _chunks(text.shape[0], chunk_rows, "the batch"), None)
+    if mesh is None:
+        raise ValueError("The ring form needs its devices: give mesh, such as parallel.make_mesh() returns.")
+    rows, devices = text.shape[0], parallel.batch_devices(mesh)
+    if rows % devices:
+        raise ValueError(f"A batch of {rows} rows cannot be dealt evenly over data x fsdp = {devices} devices.")
+    return _recomputed(text, image, scale, _chunks(rows // devices, chunk_rows, "each device's part"), mesh)
 
 
 def interleave(rows: Float[Array, "batch ..."], parts: int) -> Float[Array, "parts rows ..."]:
@@ -72,43 +82,74 @@ def gather(parts: Float[Array, "parts rows ..."]) -> Float[Array, "batch ..."]:
     return parts.swapaxes(0, 1).reshape(-1, *parts.shape[2:])
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(3,))
-def _chunked(text: Array, image: Array, scale: Array, chunks: int) -> Array:
-    return _chunked_forward(text, image, scale, chunks)[0]
+@functools.partial(jax.custom_vjp, nondiff_argnums=(3, 4))
+def _recomputed(text: Array, image: Array, scale: Array, chunks: int, mesh: Mesh | None) -> Array:
+    return _forward(text, image, scale, chunks, mesh)[0]
 
 
-def _chunked_forward(text: Array, image: Array, scale: Array, chunks: int) -> tuple[Array, tuple[Array, ...]]:
-    def add_chunk(by_image: Array, part: Array) -> tuple[Array, Array]:
-        scores = scale * _products(part, image)
-        return jnp.logaddexp(by_image, jax.nn.logsumexp(scores, axis=0)), jax.nn.logsumexp(scores, axis=1)
-
-    start = jnp.full(image.shape[0], -jnp.inf)
-    by_image, by_text = lax.scan(add_chunk, start, interleave(text, chunks))
+def _forward(
+    text: Array, image: Array, scale: Array, chunks: int, mesh: Mesh | None
+) -> tuple[Array, tuple[Array, ...]]:
+    nothing = jnp.full(text.shape[0], -jnp.inf)
+    by_text, by_image = _compare(_add_norms, chunks, mesh, scale, (text,), (image,), nothing, nothing)
     pairs = scale * jnp.sum(text * image, axis=1)
-    loss = (by_text.mean() + by_image.mean()) / 2 - pairs.mean()
+    loss = ((by_text - pairs).mean() + (by_image - pairs).mean()) / 2
     return loss, (text, image, scale, by_text, by_image)
 
 
-def _chunked_backward(chunks: int, saved: tuple[Array, ...], gradient: Array) -> tuple[Array, Array, Array]:
-    """The gradient of logsumexp is softmax; the sum of both directions' is made anew, chunk by chunk."""
+def _backward(chunks: int, mesh: Mesh | None, saved: tuple[Array, ...], gradient: Array) -> tuple[Array, Array, Array]:
     text, image, scale, by_text, by_image = saved
-
-    def add_chunk(to_image: Array, part: tuple[Array, Array]) -> tuple[Array, Array]:
-        texts, norms = part
-        scores = scale * _products(texts, image)
-        weights = jnp.exp(scores - norms[:, None]) + jnp.exp(scores - by_image[None])
-        to_text = jnp.matmul(weights, image, precision="highest")
-        return to_image + jnp.matmul(weights.T, texts, precision="highest"), to_text
-
-    to_image, to_text = lax.scan(add_chunk, jnp.zeros_like(image), (interleave(text, chunks), by_text))
+    nothing = jnp.zeros_like(text)
+    texts, images = (text, by_text), (image, by_image)
+    to_text, to_image = _compare(_add_gradients, chunks, mesh, scale, texts, images, nothing, nothing)
     # the pairs themselves count twice, once in each direction
-    to_text, to_image = gather(to_text) - 2 * image, to_image - 2 * text
+    to_text, to_image = to_text - 2 * image, to_image - 2 * text
     factor = gradient / (2 * text.shape[0])
     return factor * scale * to_text, factor * scale * to_image, factor * jnp.sum(to_text * text)
 
 
-_chunked.defvjp(_chunked_forward, _chunked_backward)
+_recomputed.defvjp(_forward, _backward)
 
 
-def _products(texts: Array, images: Array) -> Array:
-    return jnp.einsum("tp,ip->ti", texts, images, precision="highest")
+def _compare(
+    add: Any, chunks: int, mesh: Mesh | None, scale: Array, texts: Rows, images: Rows, to_text: Array, to_image: Array
+) -> tuple[Array, Array]:
+    """Returns (to_text, to_image) continued over all scores, chunk by chunk."""
+    if mesh is not None:
+        return around(add, mesh, chunks, scale, texts, images, to_text, to_image)
+
+    def add_chunk(to_image: Array, chunk: tuple[Rows, Array]) -> tuple[Array, Array]:
+        texts, to_text = chunk
+        to_text, to_image = add(scale, texts, images, to_text, to_image)
+        return to_image, to_text
+
+    dealt = jax.tree.map(lambda rows: interleave(rows, chunks), (texts, to_text))
+    to_image, to_text = lax.scan(add_chunk, to_image, dealt)
+    return gather(to_text), to_image
+
+
+def _add_norms(scale: Array, texts: Rows, images: Rows, by_text: Array, by_image: Array) -> tuple[Array, Array]:
+    """Continues the logsumexps of both sides."""
+    scores = _scores(scale, *texts, *images)
+    by_text = jnp.logaddexp(by_text, jax.nn.logsumexp(scores, axis=1))
+    return by_text, jnp.logaddexp(by_image, jax.nn.logsumexp(scores, axis=0))
+
+
+def _add_gradients(scale: Array, texts: Rows, images: Rows, to_text: Array, to_image: Array) -> tuple[Array, Array]:
+    """Continues the gradients: that of logsumexp is softmax, and the sum of both directions' is made anew."""
+    (text, by_text), (image, by_image) = texts, images
+    scores = _scores(scale, text, image)
+    weights = jnp.exp(scores - by_text[:, None]) + jnp.exp(scores - by_image[None])
+    to_text += jnp.einsum("ti,ip->tp", weights, image, precision="highest")
+    return to_text, to_image + jnp.einsum("ti,tp->ip", weights, text, precision="highest")
+
+
+def _scores(scale: Array, text: Array, image: Array) -> Array:
+    return scale * jnp.einsum("tp,ip->ti", text, image, precision="highest")
+
+
+def _chunks(rows: int, chunk_rows: int, whose: str) -> int:
+    chunk_rows = min(chunk_rows, rows)
+    if rows % chunk_rows:
+        raise ValueError(f"chunk_rows={chunk_rows} does not divide {whose} of {rows} rows.")
+    return rows // chunk_rows

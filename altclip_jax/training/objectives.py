@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, Literal, Protocol
 import jax
 import jax.numpy as jnp
 from jax import Array
+from jax.sharding import Mesh
 from jaxtyping import Float
 
 from altclip_jax.model.two_towers import normalize
@@ -50,12 +51,14 @@ class Contrastive:
         model: AltCLIP, or CLIP for training from scratch.
         form: Of the loss, see `contrastive_loss`.
         chunk_rows: See there.
+        mesh: See there.
         image_dropout: Whether the image tower drops anything where there are keys; a locked one does not.
     """
 
     model: TwoTowerModel
     form: ContrastiveForm = "plain"
     chunk_rows: int = 1024
+    mesh: Mesh | None = None
     image_dropout: bool = True
 
     def encode(self, params: Params, helper: Params, batch: Batch, keys: Array | None) -> Features:
@@ -81,7 +84,12 @@ class Contrastive:
         if log_scale is None:
             raise ValueError("The contrastive loss needs the model's logit_scale.")
         value = contrastive_loss(
-            features["text"], features["image"], log_scale, form=self.form, chunk_rows=self.chunk_rows
+            features["text"],
+            features["image"],
+            log_scale,
+            form=self.form,
+            chunk_rows=self.chunk_rows,
+            mesh=self.mesh,
         )
         return value, {"scale": jnp.exp(log_scale.astype(jnp.float32))}
 

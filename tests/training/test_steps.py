@@ -68,15 +68,15 @@ def test_every_way_to_the_contrastive_gradient_is_that_of_the_whole_batch(model,
 
 
 @pytest.mark.parametrize("axes", [{"data": 8}, {"fsdp": 8}, {"data": 2, "fsdp": 2, "tensor": 2}])
-@pytest.mark.parametrize("settings", [{}, {"micro_batches": 2}])
-def test_any_mesh_gives_the_gradient_of_one_device(model, params, batch, axes, settings):
+@pytest.mark.parametrize(("form", "settings"), [("chunked", {}), ("ring", {"micro_batches": 2})])
+def test_any_mesh_gives_the_gradient_of_one_device(model, params, batch, axes, form, settings):
     mesh = parallel.make_mesh(**axes)
-    objective = Contrastive(model, form="chunked", chunk_rows=8)
-    _, expected = gradient_function(objective, StepSettings())(params, {}, batch, None)
+    objective = Contrastive(model, form=form, chunk_rows=8, mesh=mesh)
+    _, expected = gradient_function(Contrastive(model), StepSettings())(params, {}, batch, None)
     placed = jax.device_put(params, parallel.param_shardings(mesh, params))
     gather = functools.partial(parallel.gathered, mesh)
     (_, _), found = gradient_function(objective, StepSettings(gather=gather, **settings))(
-        placed, {}, parallel.place_batch(mesh, batch), None
+        placed, {}, parallel.place_batch(mesh, batch, 16, np.arange(16)), None
     )
     assert distance(expected, found) <= 2e-6
 
@@ -104,7 +104,7 @@ def test_dropout_is_a_function_of_seed_step_and_row_on_any_mesh(model, params, b
     mesh = parallel.make_mesh(**axes)
     placed = jax.device_put(params, parallel.param_shardings(mesh, params))
     gather = functools.partial(parallel.gathered, mesh)
-    sharded = features(placed, parallel.place_batch(mesh, batch), jnp.int32(5), gather=gather)
+    sharded = features(placed, parallel.place_batch(mesh, batch, 16, np.arange(16)), jnp.int32(5), gather=gather)
     for name in ("text", "image"):
         np.testing.assert_allclose(alone[name], sharded[name], atol=2e-6)
         assert np.abs(alone[name] - features(params, batch, jnp.int32(6))[name]).max() > 0.01

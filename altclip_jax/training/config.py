@@ -111,8 +111,9 @@ class DataSettings(_Settings):
 class LossSettings(_Settings):
     """How the loss and its gradient are computed."""
 
+    # "chunked" and "ring" never hold all scores: see `contrastive_loss`; "ring" is for many devices
     form: Literal["plain", "chunked", "ring"] = "plain"
-    chunk_rows: PositiveInt = 1024
+    chunk_rows: PositiveInt = 1024  # of texts compared at a time: of the batch, or in a ring of a device's part of it
     micro_batches: PositiveInt = 1  # gradient caching: the gradient of the whole batch in the memory of a part
     accumulate: PositiveInt = 1  # mean of the gradients of parts, each with a loss of its own
     max_log_scale: float = math.log(100)  # the temperature stops there, as in Radford et al. 2021

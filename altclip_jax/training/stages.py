@@ -123,7 +123,11 @@ def contrastive(builder: Builder) -> Parts:
     config, data, model = builder.config, builder.config.data, builder.model
     image_locked = "vision_model" not in config.model.train
     objective = Contrastive(
-        model, form=config.loss.form, chunk_rows=config.loss.chunk_rows, image_dropout=not image_locked
+        model,
+        form=config.loss.form,
+        chunk_rows=config.loss.chunk_rows,
+        mesh=builder.mesh,
+        image_dropout=not image_locked,
     )
     processor = AltCLIPProcessor.from_pretrained(builder.folder / "model")
     stored = builder.storing and image_locked and data.store_image_features and not data.augmentation

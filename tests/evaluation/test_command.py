@@ -147,6 +147,13 @@ def test_a_language_that_names_only_some_classes_is_measured_on_these(capsys, ca
     assert (german["classes"], german["pictures"]) == (4, expected)
 
 
+@pytest.mark.parametrize("size", ["0", "-1", "many"])
+def test_a_batch_has_at_least_one_row(size):
+    with pytest.raises(SystemExit) as caught:
+        cli.main(["evaluate", "retrieval", "none.csv", "--batch-size", size])
+    assert caught.value.code == 2
+
+
 def test_training_may_ask_for_the_same_numbers_by_embeddings():
     clip = AltCLIP.from_pretrained()
     images = clip.encode_images([PICTURES / f"{key}_noto.png" for key in KEYS])

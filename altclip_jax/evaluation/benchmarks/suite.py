@@ -131,10 +131,13 @@ def _named(names: Sequence[str] | None) -> list[Benchmark]:
 
 def _run(clip: AltCLIP, opened: Opened, batch_size: int, begin: Callable[[int], Progress], known: Known) -> Run:
     options: dict[str, Any] = {"batch_size": batch_size, "known": known}
+    bad = BadSamples()
     if isinstance(opened, Collection):
+        bad.record(range(len(opened.pictures)), [])
         total = len(opened.pictures) + len({caption.text for caption in opened.captions})
-        return evaluate_retrieval(clip, opened, BadSamples(), progress=begin(total), **options)
-    return evaluate_zero_shot(clip, *opened, BadSamples(), progress=begin(len(opened.labelled)), **options)
+        return evaluate_retrieval(clip, opened, bad, progress=begin(total), **options)
+    bad.record(range(len(opened.labelled)), [])
+    return evaluate_zero_shot(clip, *opened, bad, progress=begin(len(opened.labelled)), **options)
 
 
 def _compared(name: str, run: Run) -> list[Comparison]:

@@ -97,13 +97,18 @@ def test_a_picture_in_several_benchmarks_is_embedded_once(data, clip, monkeypatc
 def test_one_that_fails_does_not_keep_the_others_from_running(data, clip, tmp_path):
     shutil.copytree(data / "flickr30k", tmp_path / "flickr30k")
     (tmp_path / "imagenet" / "val").mkdir(parents=True)
+    shutil.copytree(data / "xtd10", tmp_path / "xtd10")  # without its pictures
+    (tmp_path / "flickr30k" / "flickr30k-images" / "1003.jpg").write_bytes(b"no picture")
     found = run_suite(clip, tmp_path, batch_size=2)
     assert list(found.runs) == ["flickr30k", "flickr30k-cn"]
+    assert found.runs["flickr30k"].summary()["pictures"] == 5
+    assert [*found.runs["flickr30k"].left_out] == [str(tmp_path / "flickr30k" / "flickr30k-images" / "1003.jpg")]
+    assert "12 of 12 samples cannot be used" in found.failed["xtd"]
     assert "no classes.json or classes.toml" in found.failed["imagenet"]
     with pytest.raises(ValueError, match="no benchmark flickr8k: expected some of flickr30k, "):
         run_suite(clip, tmp_path, ["flickr8k"])
     with pytest.raises(FileNotFoundError, match=r"xtd10/test_image_names\.txt"):
-        run_suite(clip, tmp_path, ["xtd"])
+        run_suite(clip, tmp_path / "flickr30k", ["xtd"])
 
 
 def test_published_numbers_are_whole_tables():

@@ -109,9 +109,8 @@ def _picture_example(run: RetrievalRun, language: str, recall: LanguageRecall, p
     items = [
         tag(
             "li",
-            f"{run.collection.captions[rows[item]].text} {scores[item]:.2f}",
-            lang=language,
-            dir="auto",
+            tag("span", run.collection.captions[rows[item]].text, lang=language, dir="auto"),
+            f" {scores[item]:.2f}",
             class_="right" if right[item] else None,
         )
         for item in sorted([own, *found], key=lambda item: -scores[item])

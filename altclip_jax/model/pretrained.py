@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import abc
+import functools
 import os
 from collections.abc import Callable
 from typing import Any, ClassVar, Self
@@ -11,8 +12,10 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 from jax import Array
+from jax.sharding import Mesh
 from jax.typing import DTypeLike
 
+from altclip_jax import parallel
 from altclip_jax.model.layers import AttentionImplementation, Remat
 from altclip_jax.weights import pretrained
 from altclip_jax.weights.convert import Params, flatten, unflatten
@@ -54,6 +57,7 @@ class PretrainedModel(nn.Module):
         cache_dir: str | os.PathLike[str] | None = None,
         attention_implementation: AttentionImplementation = "plain",
         remat: Remat = False,
+        mesh: Mesh | None = None,
     ) -> tuple[Self, Params]:
         """Returns the model and its parameters, a plain nested dict of arrays.
 
@@ -70,6 +74,8 @@ class PretrainedModel(nn.Module):
             cache_dir: Where downloads are kept, instead of the hub's usual place.
             attention_implementation: "plain", "xla" or "cudnn".
             remat: False, True or "dots": what of each layer the backward pass recomputes.
+            mesh: Devices over which the parameters are dealt, as `altclip_jax.parallel` says. Each process reads of the
+                files only the slices that its own devices keep, and no device gets more. None: one device.
 
         Raises:
             CheckpointError: the weights do not fit the configuration or a file is damaged; all faults are named.
@@ -85,6 +91,7 @@ class PretrainedModel(nn.Module):
             cache_dir=cache_dir,
             attention_implementation=attention_implementation,
             remat=remat,
+            place=None if mesh is None else functools.partial(parallel.param_shardings, mesh, prefix=cls.params_prefix),
         )
         return model, params
 
@@ -112,20 +119,27 @@ class PretrainedModel(nn.Module):
         pretrained.save(self, folder, params, dtype=dtype, max_shard_bytes=max_shard_bytes)
 
     @nn.nowrap
-    def init_params(self, key: Array, wanted: Callable[[str], bool] = lambda path: True) -> Params:
+    def init_params(
+        self, key: Array, wanted: Callable[[str], bool] = lambda path: True, *, mesh: Mesh | None = None
+    ) -> Params:
         """Returns freshly initialised parameters, distributed as in the reference, in `param_dtype`.
 
         Args:
             key: The same key gives the same values, whatever is wanted.
             wanted: Tells by its path whether a parameter is; the others are never computed.
+            mesh: Devices over which the parameters are dealt, as in `from_pretrained`: each computes its own slices,
+                with the values that one device computes, bit for bit.
         """
 
-        @jax.jit
         def made(key: Array, inputs: dict[str, Any]) -> Params:
             flat = flatten(self.init(key, **inputs)["params"])
             return unflatten({path: leaf for path, leaf in flat.items() if wanted(path)})
 
-        params: Params = made(key, self.example_inputs())
+        inputs = self.example_inputs()
+        how: dict[str, Any] = {}
+        if mesh is not None:
+            how["out_shardings"] = parallel.param_shardings(mesh, jax.eval_shape(made, key, inputs), self.params_prefix)
+        params: Params = jax.jit(made, **how)(key, inputs)
         return params
 
     @nn.nowrap

@@ -6,6 +6,7 @@ that one's paths, "text_model/" or "vision_model/" for a tower.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
@@ -16,6 +17,7 @@ from jax.typing import DTypeLike
 from numpy.typing import NDArray
 
 from altclip_jax.weights import rules
+from altclip_jax.weights.sharded import read_sharded
 from altclip_jax.weights.stored import CheckpointError, TensorInfo
 from altclip_jax.weights.writers import TensorSource
 
@@ -48,30 +50,43 @@ def unflatten(flat: Mapping[str, Any]) -> Params:
 
 def params_from_tensors(
     infos: Mapping[str, TensorInfo],
-    read: Callable[[str], NDArray[Any]],
+    read: Callable[..., NDArray[Any]],
     expected: Mapping[str, Any],
     *,
     table: rules.RuleTable,
     prefix: str = "",
     dtype: DTypeLike = jnp.float32,
     subject: str = "checkpoint",
+    shardings: Mapping[str, Any] | None = None,
 ) -> Params:
     """Builds the parameter tree, reading one tensor at a time.
 
     Args:
         infos: What the file holds, by its own names.
-        read: Gives a tensor's data by that name.
+        read: Gives a tensor's data by that name; by a name and slices, a part of it.
         expected: The tree of the model: leaves with a shape. Tensors of a full model's other parts are left alone.
         table: The names of the file's family.
         prefix: Where in a full model `expected` is.
         dtype: Dtype of the parameters.
         subject: What the error message calls the file.
+        shardings: Which device keeps which piece of each parameter; only what this process keeps is read. None: one
+            device keeps all.
 
     Raises:
         CheckpointError: tensors are missing, unexpected, of a wrong shape or dtype, or given twice; all are named.
     """
     plan = plan_reading(infos, expected, table=table, prefix=prefix, subject=subject)
     target = np.dtype(dtype)
+    if shardings is not None:
+        shapes, places = flatten(expected), flatten(shardings)
+        return unflatten(
+            {
+                path: read_sharded(
+                    functools.partial(read, name), tuple(shapes[path].shape), transform, target, places[path]
+                )
+                for path, name, transform in plan
+            }
+        )
     # jax.device_put adopts an aligned host array on CPU, so that each tensor is held once
     return unflatten(
         {path: jax.device_put(rules.to_param(read(name), transform, target)) for path, name, transform in plan}

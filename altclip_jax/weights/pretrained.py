@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -29,16 +30,21 @@ def load(
     revision: str | None = None,
     local_files_only: bool = False,
     cache_dir: str | os.PathLike[str] | None = None,
+    place: Callable[[Params], Params] | None = None,
     **fields: Any,
 ) -> tuple[Any, Params]:
-    """Reads config.json and the weights beside it; see `PretrainedModel.from_pretrained`."""
+    """Reads config.json and the weights beside it; see `PretrainedModel.from_pretrained`.
+
+    `place` gives the shardings of a tree of shapes; without it all parameters are on one device.
+    """
     stored, compute = dtypes(dtype, param_dtype)
     folder = fetch(source, revision=revision, local_files_only=local_files_only, cache_dir=cache_dir)
     config = model_class.config_class.from_json(folder)
     model = model_class(config, dtype=compute, param_dtype=stored, **fields)
     expected = model.param_shapes()
+    shardings = None if place is None else place(expected)
     if (folder / ORBAX_FOLDER).is_dir():
-        return model, load_orbax(folder / ORBAX_FOLDER, expected)
+        return model, load_orbax(folder / ORBAX_FOLDER, expected, shardings)
     with open_checkpoint(folder) as checkpoint:
         params = params_from_tensors(
             checkpoint.infos,
@@ -48,6 +54,7 @@ def load(
             prefix=model_class.params_prefix,
             dtype=stored,
             subject=str(checkpoint.files[0] if len(checkpoint.files) == 1 else folder),
+            shardings=shardings,
         )
     return model, params
 
@@ -104,16 +111,17 @@ def orbax_shapes(folder: Path) -> Any:
     return metadata.tree
 
 
-def load_orbax(folder: Path, expected: Params) -> Params:
-    """Reads a parameter tree that `save_orbax` wrote, in the dtypes of `expected`."""
+def load_orbax(folder: Path, expected: Params, shardings: Params | None = None) -> Params:
+    """Reads a parameter tree that `save_orbax` wrote, in the dtypes of `expected`, onto one device or as placed."""
     import orbax.checkpoint as ocp
 
     with ocp.StandardCheckpointer() as checkpointer:
         check_params(orbax_shapes(folder), expected)
         # without an explicit place orbax would restore onto the devices that wrote the checkpoint
-        device = jax.sharding.SingleDeviceSharding(jax.devices()[0])
+        device = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
+        shardings = jax.tree.map(lambda leaf: device, expected) if shardings is None else shardings
         abstract: Any = jax.ShapeDtypeStruct
-        target = jax.tree.map(lambda leaf: abstract(leaf.shape, leaf.dtype, sharding=device), expected)
+        target = jax.tree.map(lambda leaf, at: abstract(leaf.shape, leaf.dtype, sharding=at), expected, shardings)
         params: Params = checkpointer.restore(folder.absolute(), target)
     return params
 

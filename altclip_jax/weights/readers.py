@@ -80,15 +80,11 @@ class Checkpoint:
         for part in reversed(parts):
             self.metadata |= part.metadata
 
-    def read(self, name: str) -> NDArray[Any]:
-        """Read a tensor into a new contiguous array, aligned to 64 bytes; nothing else is kept of it."""
-        return self.read_slice(name, ())
+    def read(self, name: str, index: tuple[slice, ...] = ()) -> NDArray[Any]:
+        """Read a tensor, or the part of it that `index` names, into a new contiguous array, aligned to 64 bytes.
 
-    def read_slice(self, name: str, index: tuple[slice, ...]) -> NDArray[Any]:
-        """Read the part of a tensor that `index` names, like `read(name)[index]`.
-
-        Only the rows from the first wanted to the last are read from the file, along the axis that is slowest
-        there (as a rule the first); little more memory is used than the result takes.
+        Where a part lies in the file as runs of 64 bytes or more, only these are read; where its bits are
+        smaller, all from the first to the last. Little more memory is used than the result takes.
 
         Args:
             name: the tensor.

@@ -98,6 +98,12 @@ def torch_shape(shape: tuple[int, ...], transform: Transform) -> tuple[int, ...]
     return shape if axes is None else tuple(shape[axis] for axis in np.argsort(axes))
 
 
+def torch_index(index: tuple[slice, ...], transform: Transform) -> tuple[slice, ...]:
+    """Returns where in PyTorch's layout the part of a parameter lies that `index` names, a slice for each axis."""
+    axes = _AXES[transform]
+    return index if axes is None else tuple(index[axis] for axis in np.argsort(axes))
+
+
 _STRIP = 16
 _AXES: dict[Transform, tuple[int, ...] | None] = {"same": None, "linear": (1, 0), "patches": (2, 3, 1, 0)}
 

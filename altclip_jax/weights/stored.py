@@ -17,6 +17,7 @@ MAX_CATALOGUE_BYTES = 8 << 20
 
 _ALIGNMENT = 64  # bytes: from here on jax adopts a host array on CPU without copying it
 _SCRATCH_BYTES = 16 << 20  # what is read at a time where the wanted elements do not lie side by side
+_SHORTEST_RUN = 64  # bytes side by side that are worth a reading of their own
 
 
 class CheckpointError(ValueError):
@@ -104,9 +105,24 @@ class StoredFile:
         out = aligned_empty(shape, tensor.info.dtype)
         if out.size and is_contiguous(shape, tensor.strides):
             self._read_into(_bytes_of(out), begin)
-        elif out.size:
+        elif out.size and not self._read_runs(out, begin, tensor.strides):
             self._gather(out, begin, tensor.strides)
         return out
+
+    def _read_runs(self, out: NDArray[Any], begin: int, strides: Sequence[int]) -> bool:
+        """Read all that lies side by side at a time, and nothing between; tell whether that is worth it."""
+        outer = next(axis for axis in range(out.ndim + 1) if is_contiguous(out.shape[axis:], strides[axis:]))
+        run = math.prod(out.shape[outer:]) * out.itemsize
+        span = 1 + sum((n - 1) * stride for n, stride in zip(out.shape, strides, strict=True))
+        if run < _SHORTEST_RUN or span <= out.size:
+            return False
+        offsets = np.array(begin)
+        for n, stride in zip(out.shape[:outer], strides, strict=False):
+            offsets = np.add.outer(offsets, np.arange(n) * stride * out.itemsize)
+        buffer = _bytes_of(out)
+        for number, offset in enumerate(map(int, offsets.flat)):
+            self._read_into(buffer[number * run : (number + 1) * run], offset)
+        return True
 
     def _gather(self, out: NDArray[Any], begin: int, strides: Sequence[int]) -> None:
         # Blocks along the axis that moves furthest in the file: each byte is read about once and the scratch

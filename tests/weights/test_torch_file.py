@@ -91,7 +91,7 @@ def test_slices_of_transposed_tensors_equal_slices_of_the_array(checkpoint_files
             (slice(0, 1), slice(5, 6), slice(1, 4)),
             (),
         ]:
-            found = checkpoint.read_slice("view.transposed", index)
+            found = checkpoint.read("view.transposed", index)
             np.testing.assert_array_equal(found, whole[index], strict=True)
             assert found.flags.c_contiguous
 

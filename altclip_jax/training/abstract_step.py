@@ -95,7 +95,11 @@ def _contrastive(config: RunConfig, mesh: Mesh, model: TwoTowerModel) -> tuple[O
     )
     parts = set(model.param_shapes()) - ({"vision_model"} if stored else set())
     objective = Contrastive(
-        model, form=config.loss.form, chunk_rows=config.loss.chunk_rows, image_dropout=not image_locked
+        model,
+        form=config.loss.form,
+        chunk_rows=config.loss.chunk_rows,
+        mesh=mesh,
+        image_dropout=not image_locked,
     )
     return objective, {}, parts, {**_texts(data.max_length), **picture}
 

@@ -29,15 +29,16 @@ class Chip:
     memory_bandwidth: float
 
 
-# The vendor's pages of 2025. There the links of a chip are counted together and both ways: two of the four of v5e and
-# v6e, or of the six of v4 and v5p, one way, are what a ring uses.
+# The vendor's pages of 2025, but for the memory, which is what the compiler in libtpu 0.0.42.1 has to give. There the
+# links of a chip are counted together and both ways: two of the four of v5e and v6e, or of the six of v4 and v5p, one
+# way, are what a ring uses.
 CHIPS = {
     chip.name: chip
     for chip in (
-        Chip(name="v4", peak_flops=275e12, bandwidth=100e9, memory=32 * _GIB, memory_bandwidth=1.2e12),
-        Chip(name="v5e", peak_flops=197e12, bandwidth=100e9, memory=16 * _GIB, memory_bandwidth=0.819e12),
-        Chip(name="v5p", peak_flops=459e12, bandwidth=200e9, memory=95 * _GIB, memory_bandwidth=2.765e12),
-        Chip(name="v6e", peak_flops=918e12, bandwidth=200e9, memory=32 * _GIB, memory_bandwidth=1.638e12),
+        Chip(name="v4", peak_flops=275e12, bandwidth=100e9, memory=30.75 * _GIB, memory_bandwidth=1.2e12),
+        Chip(name="v5e", peak_flops=197e12, bandwidth=100e9, memory=15.75 * _GIB, memory_bandwidth=0.819e12),
+        Chip(name="v5p", peak_flops=459e12, bandwidth=200e9, memory=95.74 * _GIB, memory_bandwidth=2.765e12),
+        Chip(name="v6e", peak_flops=918e12, bandwidth=200e9, memory=31.25 * _GIB, memory_bandwidth=1.638e12),
     )
 }
 

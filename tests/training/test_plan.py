@@ -166,7 +166,7 @@ def test_the_reading_names_what_dominates():
     assert read(made(program_flops=1e9, exchanges=()), chip).sentence.startswith("Bound by memory traffic: ")
     full = read(made(peak=20 * 2**30), chip)
     assert not full.fits
-    assert "20.0 GiB at the peak, and v5e has 16 GiB. Most of it is parameters, 10.0 GiB" in full.sentence
+    assert "20.0 GiB at the peak, and v5e has 15.75 GiB. Most of it is parameters, 10.0 GiB" in full.sentence
     assert np.isclose(sum(full.exchange.values()), 0.2)
 
 

@@ -10,6 +10,7 @@ import contextlib
 import dataclasses
 import inspect
 import os
+import re
 import signal
 import socket
 import sys
@@ -22,6 +23,7 @@ import jax
 from jax.experimental import multihost_utils
 
 _AGAIN = 0.2  # seconds between tries to reach the coordinator
+_BROKEN = re.compile("gloo|nccl|rccl|collective|connection", re.IGNORECASE)
 _TIMEOUTS = ("heartbeat_timeout", "shutdown_timeout", "initialization_timeout")
 
 
@@ -129,6 +131,16 @@ def join(membership: Membership) -> None:
 def finish() -> None:
     """Waits until all processes are done, however long; what then ends them waits for no more than its timeout."""
     multihost_utils.sync_global_devices("finish")
+
+
+def explained(error: BaseException) -> BaseException:
+    """Returns a sentence for what jax raises where the exchange with another process breaks off, else the error."""
+    if isinstance(error, jax.errors.JaxRuntimeError) and _BROKEN.search(str(error)):
+        return ConnectionError(
+            f"The exchange with the other processes broke off ({error}): one of them has ended or cannot be reached."
+            " If it has said why, that is the reason; the same command on all goes on from the last checkpoint."
+        )
+    return error
 
 
 def leave(code: int) -> NoReturn:

@@ -22,7 +22,7 @@ SETTLING = 1.0  # seconds for the others to say their own word when one has fail
 ASKED_TO_STOP = 75  # EX_TEMPFAIL of sysexits.h: try again
 _LAST_LINES = 5
 _LINE_END = re.compile(rb"(\r?\n|\r(?=[^\n]))")  # what ends in \r is drawn over by what follows
-_STACK_FRAME = re.compile(rb"\s+@\s+0x")  # an abort of jax ends in pages of them
+_SAYS_NOTHING = re.compile(rb"\s*$|\s+@\s+0x|\[Gloo\] Rank")  # such as the stack frames of an abort
 _MEANINGS = {
     signal.SIGKILL: " (by someone, or by the system when memory ran out)",
     signal.SIGABRT: " (so jax ends a process that has lost another)",
@@ -235,7 +235,7 @@ class _Relay:
             clear = b"\x1b[K" if self._terminal else b""  # what a bar left in the line
             if end != b"\r":
                 self._target.write(self._prefix + text + clear + b"\n")
-                if text.strip() and not _STACK_FRAME.match(text):
+                if not _SAYS_NOTHING.match(text):
                     self._said.append((self._prefix + text).decode(errors="replace"))
             elif self._bar and text:
                 self._target.write(self._prefix + text + clear + b"\r")

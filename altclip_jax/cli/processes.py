@@ -52,4 +52,4 @@ def joined(options: argparse.Namespace) -> Iterator[None]:
     except BaseException as error:
         if not membership.several:
             raise
-        distributed.leave(explain(error) or 1)
+        distributed.leave(explain(distributed.explained(error)) or 1)

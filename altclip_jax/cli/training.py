@@ -34,12 +34,15 @@ def add_commands(commands: Any) -> None:
 def _train(options: argparse.Namespace) -> int:
     from altclip_jax.training.config import RunConfig
     from altclip_jax.training.loop import train
+    from altclip_jax.training.processes import is_first
+    from altclip_jax.training.same import require_same
 
     quiet_storage()
     config = RunConfig.read(options.config, options.settings)
     with joined(options):
+        require_same(config)
         outcome = train(config, dry_run=options.dry_run)
-    if options.process:  # what follows is said once
+    if not is_first():  # what follows is said once
         return 0 if outcome.stopped_by is None else ASKED_TO_STOP
     if options.json:
         exported = None if outcome.exported is None else str(outcome.exported)

@@ -5,10 +5,12 @@ import signal
 import socket
 import subprocess
 import sys
+from pathlib import Path
 
+import jax
 import pytest
 
-from altclip_jax.distributed import Membership, join
+from altclip_jax.distributed import Membership, explained, join
 
 DRIVER = """
 import json, sys
@@ -107,6 +109,27 @@ def test_an_error_in_one_ends_all_with_its_sentence():
     assert "altclip: process 1 of 2 ended with exit code 1. It last said:" in error.splitlines()
 
 
+def test_processes_that_were_not_started_alike_are_told_in_what():
+    recipe = Path(__file__).parents[2] / "recipes" / "emoji" / "contrastive.toml"
+    body = """
+    from altclip_jax.training.config import RunConfig
+    from altclip_jax.training.same import require_same
+    require_same(RunConfig.read({recipe!r}, ["batch_size=64", "data.threads={threads}"]))
+    print("alike so far")
+    require_same(RunConfig.read({recipe!r}, ["optimizer.learning_rate={rate}", *{more}]))
+"""
+    bodies = [
+        body.format(recipe=str(recipe), threads=1, rate=1e-3, more=[]),
+        body.format(recipe=str(recipe), threads=2, rate=2e-3, more=["mesh.fsdp=2"]),
+    ]
+    code, out, error = job(explicit(), *bodies)
+    assert code == 1
+    assert {"[0] alike so far", "[1] alike so far"} <= set(out.splitlines())
+    assert "[0] altclip: The processes of this run were not started alike:" in error
+    assert "[0]   - mesh.fsdp: 1 in process 0, 2 in process 1\n" in error
+    assert "[0]   - optimizer.learning_rate: 0.001 in process 0, 0.002 in process 1\n" in error
+
+
 def test_who_is_done_waits_for_the_others_beyond_the_timeout_of_jax():
     options = [[*each, "--shutdown-timeout", "1"] for each in explicit()]
     code, out, error = job(options, "total(); time.sleep(4); print('written')", "total()")
@@ -173,6 +196,14 @@ def test_a_port_that_is_taken_is_named():
 def test_settings_that_contradict_each_other_are_refused(settings, sentence):
     with pytest.raises(ValueError, match=sentence):
         Membership(**settings)
+
+
+def test_an_exchange_that_broke_off_is_a_sentence_and_other_errors_stay():
+    broken = jax.errors.JaxRuntimeError("UNKNOWN: Gloo all-reduce failed: Connection reset by peer")
+    full = jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Out of memory")
+    assert str(explained(broken)).startswith("The exchange with the other processes broke off (UNKNOWN: Gloo all-red")
+    assert isinstance(explained(broken), OSError)
+    assert explained(full) is full
 
 
 def test_an_address_may_be_of_ipv6():

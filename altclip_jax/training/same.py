@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import collections
 import hashlib
 import json
 import sys
@@ -22,7 +23,7 @@ _SHOWN = 20
 
 
 def require_same(config: RunConfig) -> None:
-    """Compares the run's configuration, its files and the packages that compute it over all processes.
+    """Compares devices, the run's configuration, its files and the packages that compute it over all processes.
 
     Two learning rates, say, would train two models that exchange gradients, and nothing would tell.
 
@@ -32,6 +33,9 @@ def require_same(config: RunConfig) -> None:
     """
     if jax.process_count() == 1:
         return
+    counts = collections.Counter(device.process_index for device in jax.devices())
+    if uneven := differing([{"devices": counts[process]} for process in range(jax.process_count())]):
+        raise ValueError(f"Each process of a run has the same number of devices, but here: {uneven[0]}.")
     text = json.dumps({**_packages(), **_own(config)}, sort_keys=True).encode()
     digests = exchanged(np.frombuffer(hashlib.sha256(text).digest(), np.uint8))
     if (digests == digests[0]).all():

@@ -130,6 +130,15 @@ def test_processes_that_were_not_started_alike_are_told_in_what():
     assert "[0]   - optimizer.learning_rate: 0.001 in process 0, 0.002 in process 1\n" in error
 
 
+def test_uneven_numbers_of_devices_are_told():
+    one, other = explicit()
+    other[other.index("--local-devices") + 1] = "3"
+    body = "from altclip_jax.training.same import require_same; require_same(None)"
+    code, _, error = job([one, other], body, body)
+    assert code == 1
+    assert "same number of devices, but here: devices: 2 in process 0, 3 in process 1." in error
+
+
 def test_who_is_done_waits_for_the_others_beyond_the_timeout_of_jax():
     options = [[*each, "--shutdown-timeout", "1"] for each in explicit()]
     code, out, error = job(options, "total(); time.sleep(4); print('written')", "total()")

@@ -71,13 +71,13 @@ def begin(config: RunConfig, folder: Path, mesh: Mesh) -> Params:
     """
     source = pretrained.fetch(config.model.source)
     kind = model_class(source, config)
-    model, params = kind.from_pretrained(source, dtype="float32")
+    model, params = kind.from_pretrained(source, dtype="float32", mesh=mesh)
     if unknown := sorted(set(config.model.fresh) - set(params)):
         raise ValueError(f"model.fresh={unknown} are no parts of this model, whose parts are {', '.join(params)}.")
     if config.model.fresh:
         parts = tuple(config.model.fresh)
-        params = {**params, **model.init_params(jax.random.key(config.seed), lambda path: path.split("/")[0] in parts)}
-    params = jax.device_put(params, parallel.param_shardings(mesh, params))
+        key = jax.random.key(config.seed)
+        params = {**params, **model.init_params(key, lambda path: path.split("/")[0] in parts, mesh=mesh)}
     trained, locked = split(params, config.model.train, config.model.frozen)
     if is_first():
         _forget_others(config, folder)

@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
-from altclip_jax import hub, parallel
+from altclip_jax import hub
 from altclip_jax.data.batches import Stream
 from altclip_jax.data.files import expanded
 from altclip_jax.data.image_text_stream import ImageTextStream
@@ -222,9 +222,7 @@ def teacher_learning(builder: Builder) -> Parts:
     stored = config.teacher.store and builder.storing
     # what is stored once for the whole run is worth float32
     compute = "float32" if stored else config.model.dtype
-    teacher, teacher_params = kind.from_pretrained(source, dtype=compute, param_dtype="float32")
-    places = parallel.param_shardings(builder.mesh, teacher_params, teacher.params_prefix)
-    helper = jax.device_put(teacher_params, places)
+    teacher, helper = kind.from_pretrained(source, dtype=compute, param_dtype="float32", mesh=builder.mesh)
     objective = TeacherLearning(builder.model, teacher, target)
     _check_widths(builder.model, teacher, target)
     tokenizer = load_tokenizer(hub.fetch_files(config.teacher.source, TOKENIZER_FILES))

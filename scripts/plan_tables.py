@@ -1,37 +1,42 @@
-"""Print tables of what a step of the full AltCLIP costs on 8, 64 and 256 chips, for docs/plans.md.
+"""Print a table of what a step of the full AltCLIP costs on 8, 64 and 256 chips, for docs/plans.md.
 
-    python scripts/plan_tables.py --output plans.json        # for TPU v5e, minutes a line; needs libtpu
-    python scripts/plan_tables.py --output plans.json --cpu  # the estimate of the CPU's compiler, a minute a line
+    python scripts/plan_tables.py --output plans.json              # the estimate of the CPU's compiler
+    python scripts/plan_tables.py --output plans.json --topology   # for TPU v5e, several times as long; needs libtpu
 
-Lines that are in the file are kept; the tables are printed from it in the end.
+Each line is compiled with 2 and with 4 layers in the text tower and continued linearly to 24; --full compiles all 24.
+Lines that are in the file are kept; the table is printed from it in the end.
 """
 
 from __future__ import annotations
 
 import argparse
+import tempfile
 from pathlib import Path
-from typing import Any
 
+import jax
+
+from altclip_jax import parallel
 from altclip_jax.json_file import read_json_object, write_json
-from altclip_jax.training.chips import CHIPS, named, read
+from altclip_jax.training.chips import CHIPS, named
 from altclip_jax.training.config import RunConfig
-from altclip_jax.training.plan import plan_apart
+from altclip_jax.training.plan import plan, topology_devices
 
+Line = tuple[str, int, str, int, int]  # recipe, devices, mesh, rows of the batch, its parts
 RECIPES = Path(__file__).parents[1] / "recipes" / "altclip"
+DEPTHS, LAYERS = (2, 4), 24
 TOPOLOGIES = {8: "v5e:2x4", 64: "v5e:8x8", 256: "v5e:16x16"}
-# recipe, devices, mesh, rows of the batch, its parts
-LINES: tuple[tuple[str, int, str, int, int], ...] = (
-    ("contrastive", 256, "data=32,fsdp=8", 32768, 1),
-    ("contrastive", 8, "data=8", 1024, 8),
-    ("contrastive", 8, "fsdp=8", 1024, 8),
+LINES: tuple[Line, ...] = (
     ("contrastive", 8, "data=8", 1024, 1),
+    ("contrastive", 8, "data=8", 1024, 8),
     ("contrastive", 8, "fsdp=8", 1024, 1),
+    ("contrastive", 8, "fsdp=8", 1024, 8),
     ("contrastive", 8, "data=2,tensor=4", 1024, 1),
-    ("contrastive", 64, "data=8,fsdp=8", 1024, 1),
     ("contrastive", 64, "data=64", 8192, 1),
     ("contrastive", 64, "data=8,fsdp=8", 8192, 1),
     ("contrastive", 64, "data=16,tensor=4", 8192, 1),
+    ("contrastive", 64, "data=8,fsdp=8", 1024, 1),
     ("contrastive", 256, "data=256", 32768, 1),
+    ("contrastive", 256, "data=32,fsdp=8", 32768, 1),
     ("contrastive", 256, "data=32,fsdp=8", 32768, 8),
     ("contrastive", 256, "data=8,fsdp=8,tensor=4", 32768, 1),
     ("teacher_learning", 8, "fsdp=8", 1024, 1),
@@ -44,62 +49,75 @@ def main() -> None:
     """Compile what is not there yet, and print all of it."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--output", type=Path, required=True, help="the JSON file of what is done")
-    parser.add_argument("--cpu", action="store_true", help="for virtual devices of this CPU instead of a v5e")
+    parser.add_argument("--topology", action="store_true", help="for TPU v5e instead of virtual CPU devices")
+    parser.add_argument("--full", action="store_true", help="compile all layers")
     parser.add_argument("--lines", type=int, nargs="*", help="numbers of lines, from 0; default: all")
     options = parser.parse_args()
+    jax.config.update("jax_platforms", "cpu")
+    jax.config.update("jax_num_cpu_devices", max(TOPOLOGIES))
+    jax.config.update("jax_exec_time_optimization_effort", -1.0)
     done = read_json_object(options.output) if options.output.exists() else {}
+    compiler = "v5e" if options.topology else "cpu"
     for line in LINES if options.lines is None else [LINES[number] for number in options.lines]:
-        key = " ".join(map(str, ("cpu" if options.cpu else "v5e", *line)))
+        key = " ".join(map(str, (compiler, "full" if options.full else "continued", *line)))
         if key not in done:
-            done[key] = {"line": line, "compiler": "cpu" if options.cpu else "v5e", **planned(line, cpu=options.cpu)}
+            depths = (LAYERS,) if options.full else DEPTHS
+            found = [numbers(line, depth, topology=options.topology) for depth in depths]
+            done[key] = found[0] if options.full else continued(*found)
             write_json(options.output, done)
             print(key, done[key], flush=True)
-    for compiler in sorted({row["compiler"] for row in done.values()}):
-        print(f"\n{compiler}\n")
-        table([row for row in done.values() if row["compiler"] == compiler])
+    table(done)
 
 
-def planned(line: tuple[str, int, str, int, int], *, cpu: bool) -> dict[str, Any]:
-    """Return the numbers of a line, or why there are none."""
+def numbers(line: Line, depth: int, *, topology: bool) -> dict[str, float]:
+    """Return what a line costs with so many layers, by name; sizes in GiB."""
     recipe, devices, mesh, rows, parts = line
-    settings = [f"model.source={RECIPES / 'model.json'}", f"mesh={{{mesh}}}", f"batch_size={rows}"]
-    settings += [f"loss.micro_batches={parts}"]
-    settings += [f"teacher.source={RECIPES / 'teacher.json'}"] if recipe == "teacher_learning" else []
-    config = RunConfig.read(RECIPES / f"{recipe}.toml", settings)
-    try:
-        plan = plan_apart(config, devices=devices, topology=None if cpu else TOPOLOGIES[devices])
-    except ValueError as error:
-        return {"error": str(error)}
-    reading = read(plan, CHIPS["v5e"])
+    values = read_json_object(RECIPES / "model.json")
+    values["text_config"]["num_hidden_layers"] = depth
+    with tempfile.TemporaryDirectory() as folder:
+        write_json(Path(folder) / "model.json", values)
+        settings = [f"model.source={folder}/model.json", f"mesh={{{mesh}}}", f"batch_size={rows}"]
+        settings += [f"loss.micro_batches={parts}"]
+        settings += [f"teacher.source={RECIPES / 'teacher.json'}"] if recipe == "teacher_learning" else []
+        config = RunConfig.read(RECIPES / f"{recipe}.toml", settings)
+        there = topology_devices(TOPOLOGIES[devices]) if topology else jax.devices()[:devices]
+        made = plan(
+            config,
+            parallel.make_mesh(**config.mesh.model_dump(), devices=there),
+            compiler=TOPOLOGIES[devices] if topology else "cpu",
+        )
+    assert made.unknown_loops == 0
     return {
-        "seconds": round(plan.seconds),
-        "arguments": sum(plan.arguments.values()) / 2**30,
-        "peak": plan.peak / 2**30,
-        "program": plan.program_flops / 1e12,
-        "model": plan.model_flops / 1e12,
-        "sent": {named(one.kind, one.axes): one.sent / 2**30 for one in plan.exchanges},
-        "compute": reading.compute * 1e3,
-        "exchange": sum(reading.exchange.values()) * 1e3,
-        "sentence": reading.sentence,
-        "unknown_loops": plan.unknown_loops,
+        "arguments": sum(made.arguments.values()) / 2**30,
+        "peak": made.peak / 2**30,
+        "program": made.program_flops / 1e12,
+        "model": made.model_flops / 1e12,
+        **{named(one.kind, one.axes): one.sent / 2**30 for one in made.exchanges},
     }
 
 
-def table(rows: list[dict[str, Any]]) -> None:
-    """Print lines as a table in Markdown, in the order of `LINES`."""
-    print("| stage | chips | mesh | batch | parts | arguments | peak | program, model | sent, GiB | products | sent |")
-    print("|---|---|---|---|---|---|---|---|---|---|---|")
-    order = [list(line) for line in LINES]
-    for row in sorted(rows, key=lambda row: (row["line"][0], row["line"][1], order.index(list(row["line"])))):
-        recipe, devices, mesh, batch, parts = row["line"]
-        start = f"| {1 if recipe == 'teacher_learning' else 2} | {devices} | {mesh} | {batch:,} | {parts} |"
-        if "error" in row:
-            print(f"{start} {row['error']} |")
-            continue
-        sent = ", ".join(f"{name} {size:.2f}" for name, size in row["sent"].items() if size > 0.1)
+def continued(less: dict[str, float], more: dict[str, float]) -> dict[str, float]:
+    """Continue the numbers of both depths linearly to all layers."""
+    ratio = (LAYERS - DEPTHS[0]) / (DEPTHS[1] - DEPTHS[0])
+    names = dict.fromkeys([*less, *more])
+    return {name: less.get(name, 0) + ratio * (more.get(name, 0) - less.get(name, 0)) for name in names}
+
+
+def table(done: dict[str, dict[str, float]]) -> None:
+    """Print what is done as a table in Markdown."""
+    chip = CHIPS["v5e"]
+    print("| by | stage | chips | mesh | batch | parts | arguments | peak | program, model | sent | products | sent |")
+    print("|" + "---|" * 12)
+    for key, row in done.items():
+        compiler, how, recipe, devices, mesh, rows, parts = key.split()
+        sent = {name: size for name, size in row.items() if name.partition(" ")[2]}
+        told = ", ".join(f"{name} {size:.1f}" for name, size in sent.items() if size > 0.05)
+        stage = 1 if recipe == "teacher_learning" else 2
         print(
-            f"{start} {row['arguments']:.2f} | {row['peak']:.1f} | {row['program']:.2f}, {row['model']:.2f} | {sent}"
-            f" | {row['compute']:.0f} ms | {row['exchange']:.0f} ms |"
+            f"| {compiler} {how} | {stage} | {devices} | {mesh} | {int(rows):,} | {parts} | {row['arguments']:.2f}"
+            f" | {row['peak']:.1f} | {row['program']:.1f}, {row['model']:.1f} | {told}"
+            f" | {row['program'] * 1e15 / chip.peak_flops:.0f} ms"
+            f" | {sum(sent.values()) * 2**30 * 1e3 / chip.bandwidth:.0f} ms |"
         )
 
 

@@ -178,7 +178,11 @@ def test_loss_and_its_gradient_for_every_parameter(make_reference, inputs, name)
     ours = state_dict_of(model, gradient)
     assert ours.keys() == zeros.keys()
     for key, expected in zeros.items():
-        # the floor is for the key biases, whose true gradient is zero: what is there is rounding of about 1e-7
+        relative = name == "relative_key_query" and key.startswith("text_model")
+        if key.endswith((".key.bias", ".k_proj.bias")) and not relative:
+            # the true gradient is zero, and all of both is rounding: up to 1.9e-7 was seen, differently on each machine
+            assert max(np.abs(ours[key]).max(), float(expected.abs().max())) < 1e-6, key
+            continue
         scale = max(1e-2, float(expected.abs().max()))
         np.testing.assert_allclose(ours[key] / scale, expected.numpy() / scale, rtol=0, atol=2e-5, err_msg=key)
     assert not ours["text_model.roberta.embeddings.word_embeddings.weight"][pad].any()

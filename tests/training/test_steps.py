@@ -232,10 +232,12 @@ def test_an_update_that_is_not_finite_is_not_applied_nor_any_after_it(model, par
     jax.tree.map(np.testing.assert_array_equal, later.replace(healthy=before.healthy), before)
 
 
-def test_the_average_follows_the_parameters(model, params, batch):
-    state, _ = stepped(model, params, batch, StepSettings(ema_decay=0.5), steps=1)
+@pytest.mark.parametrize(("decay", "first"), [(0.05, 0.05), (0.999, 0.1)])
+def test_the_average_follows_the_parameters_and_at_first_forgets_faster(model, params, batch, decay, first):
+    """After the first update its decay is at most (1 + 0) / (10 + 0)."""
+    state, _ = stepped(model, params, batch, StepSettings(ema_decay=decay), steps=1)
     start = split(params, ("text_model", "logit_scale"))[0]
-    expected = jax.tree.map(lambda a, b: (a + b) / 2, start, state.params)
+    expected = jax.tree.map(lambda a, b: first * a + (1 - first) * b, start, state.params)
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-6), expected, state.average)
 
 

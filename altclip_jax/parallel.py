@@ -15,6 +15,7 @@ import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Int
 
+from altclip_jax.model.stacked import STACK
 from altclip_jax.weights.convert import Params, flatten, unflatten
 
 AXES = ("data", "fsdp", "tensor")
@@ -107,7 +108,10 @@ def gathered(mesh: Mesh, params: Params, prefix: str = "") -> Params:
     constrain: Any = jax.lax.with_sharding_constraint
 
     def whole(path: str, leaf: Any) -> Any:
-        axes = tuple(None if axis == "fsdp" else axis for axis in _fitted(mesh, axes_of(prefix + path), leaf.shape))
+        rule = axes_of(prefix + path)
+        if f"/{STACK}/" in f"/{path}":  # layers one behind the other
+            rule = (None, *(rule or ()))
+        axes = tuple(None if axis == "fsdp" else axis for axis in _fitted(mesh, rule, leaf.shape))
         return constrain(leaf, sharding(mesh, axes))
 
     return unflatten({path: whole(path, leaf) for path, leaf in flatten(params).items()})

@@ -109,7 +109,11 @@ def write_notice(path: Path, designs: dict[str, Design], size: int, unicode_lice
 
 
 def _fields(concept: Concept, captions: Captions) -> dict[str, Any]:
-    return {"captions": captions[concept.code], "concept": concept.code, "category": concept.category}
+    own = captions[concept.code]
+    fields = {"captions": own, "concept": concept.code, "category": concept.category}
+    if any(len(texts) > 1 for texts in own.values()):  # else the captions are the names
+        fields["names"] = {language: texts[0] for language, texts in own.items()}
+    return fields
 
 
 def _json(values: Any) -> str:

@@ -15,6 +15,7 @@ LIST = "emoji-datasource-google@16.0.0"  # emoji.json: which emoji there are, be
 NAMES = "cldr-annotations-full@48.2.0"
 DERIVED_NAMES = "cldr-annotations-derived-full@48.2.0"  # of flags and sequences
 LABELS = "cldr-misc-full@48.2.0"  # of categories
+LOCALE_NAMES = "cldr-localenames-full@48.2.0"  # of territories and languages
 LANGUAGES = ("en", "zh", "es", "fr", "ru", "ar", "ja", "ko", "it", "de", "hi")
 
 
@@ -115,6 +116,25 @@ def read_labels(packages: Packages, languages: Sequence[str], keys: Sequence[str
         language: file["main"][language]["characterLabels"] for language, file in zip(languages, files, strict=True)
     }
     return {key: {language: labels[language][key] for language in languages} for key in keys}
+
+
+def read_locale_names(packages: Packages, languages: Sequence[str]) -> list[tuple[str, str, str, str]]:
+    """Returns what territories, languages and scripts are called: (code, in English, language, in that language)."""
+    kinds = ("territories", "languages", "scripts")
+    paths = {(language, kind): f"main/{language}/{kind}.json" for language in ("en", *languages) for kind in kinds}
+    files = dict(zip(paths, packages.json(LOCALE_NAMES, *paths.values()), strict=True))
+    found = []
+    for (language, kind), file in files.items():
+        english = files["en", kind]["main"]["en"]["localeDisplayNames"][kind]
+        for code, text in file["main"][language]["localeDisplayNames"][kind].items():
+            if code in english and "-alt-" not in code and text != code:  # a code stands where there is no name
+                found.append((code, english[code], language, text))
+    return found
+
+
+def flag_of(territory: str) -> str:
+    """Returns the code points of a territory's flag."""
+    return "-".join(f"{0x1F1E6 + ord(letter) - ord('A'):x}" for letter in territory if letter.isalpha()).lower()
 
 
 def bare(code: str) -> str:

@@ -77,6 +77,11 @@ def test_every_line_begins_with_its_process_and_a_job_that_is_done_says_no_more(
     assert [line for line in out if line.startswith("[1]")] == ["[1] d", "[1] e"]
 
 
+def test_json_is_passed_on_as_it_is():
+    code, out, error = run("import sys; print('{}'); print('a', file=sys.stderr)", "pass", numbered_output=False)
+    assert (code, out, error) == (0, ["{}"], "[0] a\n")
+
+
 def test_a_failure_ends_all_and_its_last_lines_are_repeated_without_stack_frames():
     failing = "for k in range(9): print('line', k)\nprint('    @     0x7fc71f240634  frame')\nraise SystemExit(3)"
     code, _, error = run(HANG, failing, HANG)

@@ -40,9 +40,10 @@ class Job:
         grace: float = GRACE,
         patience: float = PATIENCE,
         settling: float = SETTLING,
+        numbered_output: bool = True,
     ):
-        """Takes the command of each process, and seconds that are waited."""
-        self._commands = commands
+        """Takes the command of each process, seconds that are waited, and whether output, too, says whose it is."""
+        self._commands, self._numbered_output = commands, numbered_output
         self._grace, self._patience, self._settling = grace, patience, settling
         self._members: list[_Member] = []
         self._first: _Member | None = None  # that ended
@@ -64,7 +65,7 @@ class Job:
             selector.register(told, selectors.EVENT_READ)
             try:
                 for number, command in enumerate(self._commands):
-                    self._members.append(_Member(number, command, selector))
+                    self._members.append(_Member(number, command, selector, self._numbered_output))
                 while self._running():
                     self._look(selector, told)
                 selector.unregister(told)
@@ -140,7 +141,7 @@ class Job:
 class _Member:
     """One of the processes, in a session of its own so that the terminal's Ctrl-C reaches it only through the job."""
 
-    def __init__(self, number: int, command: Sequence[str], selector: selectors.BaseSelector):
+    def __init__(self, number: int, command: Sequence[str], selector: selectors.BaseSelector, numbered_output: bool):
         self.number = number
         self.said: collections.deque[str] = collections.deque(maxlen=_LAST_LINES)
         self.ended_by: signal.Signals | None = None  # what the job sent it to end it
@@ -154,10 +155,13 @@ class _Member:
             env={**os.environ, "PYTHONUNBUFFERED": "1"},  # lines come when they are said, and before a hard end
             preexec_fn=_end_with_parent(),
         )
+        prefix = f"[{number}] ".encode()
+        streams = (
+            (self.process.stdout, sys.stdout, prefix if numbered_output else b""),
+            (self.process.stderr, sys.stderr, prefix),
+        )
         self._relays = [
-            _Relay(source, target, self, selector)
-            for source, target in ((self.process.stdout, sys.stdout), (self.process.stderr, sys.stderr))
-            if source is not None
+            _Relay(source, target, prefix, self, selector) for source, target, prefix in streams if source is not None
         ]
 
     @property
@@ -215,9 +219,11 @@ class _Relay:
     What a line drew over itself with carriage returns, a progress bar, is shown of process 0 and on terminals alone.
     """
 
-    def __init__(self, source: IO[bytes], target: Any, member: _Member, selector: selectors.BaseSelector):
-        self.source, self._target, self._selector = source, target.buffer, selector
-        self._said, self._prefix = member.said, f"[{member.number}] ".encode()
+    def __init__(
+        self, source: IO[bytes], target: Any, prefix: bytes, member: _Member, selector: selectors.BaseSelector
+    ):
+        self.source, self._target, self._prefix, self._selector = source, target.buffer, prefix, selector
+        self._said = member.said
         self._terminal = target.isatty()
         self._bar = self._terminal and member.number == 0
         self._rest = b""

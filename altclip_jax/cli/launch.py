@@ -50,7 +50,8 @@ def _launch(options: argparse.Namespace) -> int:
     devices = [] if options.local_devices is None else ["--local-devices", str(options.local_devices)]
     shared = ["--coordinator", f"127.0.0.1:{_free_port()}", "--processes", str(count), *devices]
     program = [sys.executable, "-m", "altclip_jax", *command, *shared]
-    code = Job([[*program, "--process", str(process)] for process in range(count)]).run()
+    commands = [[*program, "--process", str(process)] for process in range(count)]
+    code = Job(commands, numbered_output="--json" not in command).run()  # process 0 alone prints JSON
     if code == ASKED_TO_STOP:
         again = shlex.join(["altclip", "launch", "-n", str(count), *devices, "--", *command])
         print(

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import os
+import sys
 from collections.abc import Iterator
 
 from altclip_jax.cli.command import explain
@@ -44,12 +46,34 @@ def joined(options: argparse.Namespace) -> Iterator[None]:
     membership = distributed.Membership(
         detected=options.distributed == "auto", **{name: getattr(options, name) for name in names}
     )
-    try:
+    if not membership.several:
         distributed.join(membership)
         yield
-        if membership.several:
+        return
+    with _output_of_python_alone():
+        try:
+            distributed.join(membership)
+            yield
             distributed.finish()
-    except BaseException as error:
-        if not membership.several:
-            raise
-        distributed.leave(explain(distributed.explained(error)) or 1)
+        except BaseException as error:
+            distributed.leave(explain(distributed.explained(error)) or 1)
+
+
+@contextlib.contextmanager
+def _output_of_python_alone() -> Iterator[None]:
+    """Sends to standard error what is written to standard output otherwise than by `print`.
+
+    So does the library that exchanges arrays between CPUs when it connects, and its line would stand before the JSON.
+    """
+    sys.stdout.flush()
+    output = os.dup(1)
+    os.dup2(2, 1)
+    try:
+        with (
+            open(os.dup(output), "w", encoding="utf-8", buffering=1) as python,  # noqa: PTH123 - a descriptor
+            contextlib.redirect_stdout(python),
+        ):
+            yield
+    finally:
+        os.dup2(output, 1)
+        os.close(output)

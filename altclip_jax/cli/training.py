@@ -35,12 +35,10 @@ def _train(options: argparse.Namespace) -> int:
     from altclip_jax.training.config import RunConfig
     from altclip_jax.training.loop import train
     from altclip_jax.training.processes import is_first
-    from altclip_jax.training.same import require_same
 
     quiet_storage()
     config = RunConfig.read(options.config, options.settings)
     with joined(options):
-        require_same(config)
         outcome = train(config, dry_run=options.dry_run)
     if not is_first():  # what follows is said once
         return 0 if outcome.stopped_by is None else ASKED_TO_STOP
@@ -52,9 +50,12 @@ def _train(options: argparse.Namespace) -> int:
     if outcome.stopped_by is None:
         return 0
     again = shlex.join(["altclip", "train", options.config, *options.settings, *(["--json"] if options.json else [])])
+    where = ""
+    if options.coordinator is not None or options.distributed is not None:
+        where = ", in as many processes as you like, each told of the others as before or with `altclip launch`"
     print(
         f"altclip: stopped by {outcome.stopped_by} after step {outcome.step} of {outcome.steps}, everything is saved;"
-        f" to go on:\n  {again}",
+        f" to go on{where}:\n  {again}",
         file=sys.stderr,
     )
     return ASKED_TO_STOP

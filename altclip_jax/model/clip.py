@@ -78,7 +78,7 @@ class CLIPTextModel(PretrainedModel):
         bias = causal_bias(input_ids.shape[1], None if attention_mask is None else jnp.asarray(attention_mask))
         x = self._embed(input_ids, position_ids)
         x, hidden_states, attentions = pre_norm_layers(
-            config, x, bias, output_attentions, deterministic, self.attention_implementation, self.remat, types
+            self, config, x, bias, output_attentions, output_hidden_states, deterministic
         )
         states = LayerNorm(epsilon=config.layer_norm_eps, name="final_norm", **types)(x)
         places = end_of_text(input_ids, config)

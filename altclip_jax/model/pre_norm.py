@@ -5,7 +5,7 @@ Source: modeling_clip.py of transformers 4.56.2 (CLIPEncoderLayer).
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import functools
 from typing import Any
 
 from flax import linen as nn
@@ -14,33 +14,32 @@ from jax.typing import DTypeLike
 from jaxtyping import Float
 
 from altclip_jax.config import CLIPTextConfig, VisionConfig
-from altclip_jax.model.layers import MLP, Attention, AttentionImplementation, LayerNorm, Remat, rematerialised
+from altclip_jax.model.layers import MLP, Attention, AttentionImplementation, LayerNorm, rematerialised
+from altclip_jax.model.pretrained import PretrainedModel
+from altclip_jax.model.stacked import run_layers
 
 
 def pre_norm_layers(
+    tower: PretrainedModel,
     config: VisionConfig | CLIPTextConfig,
     x: Float[Array, "batch sequence embed"],
     bias: Float[Array, "#batch 1 query key"] | None,
     output_attentions: bool,
+    output_hidden_states: bool,
     deterministic: bool,
-    attention_implementation: AttentionImplementation,
-    remat: Remat,
-    types: Mapping[str, Any],
 ) -> tuple[Array, tuple[Array, ...], tuple[Any, ...]]:
-    """Runs the layers, as `layer_0` and so on of the module that calls; `types` are its dtype and param_dtype.
-
-    Returns:
-        The last states, the states from `x` on, and the attention weights of each layer (None unless asked for).
-    """
-    block = rematerialised(PreNormBlock, remat, static_argnums=(3, 4))
-    states, attentions = [x], []
-    for layer in range(config.num_hidden_layers):
-        x, weights = block(config, attention_implementation, name=f"layer_{layer}", **types)(
-            x, bias, output_attentions, deterministic
-        )
-        states.append(x)
-        attentions.append(weights)
-    return x, tuple(states), tuple(attentions)
+    """Runs the layers of a tower; see `run_layers`."""
+    block = functools.partial(
+        rematerialised(PreNormBlock, tower.remat, static_argnums=(4, 5)),
+        config,
+        tower.attention_implementation,
+        dtype=tower.dtype,
+        param_dtype=tower.param_dtype,
+    )
+    depth = config.num_hidden_layers
+    return run_layers(
+        tower, block, depth, x, bias, [None] * depth, output_attentions, output_hidden_states, deterministic
+    )
 
 
 class PreNormBlock(nn.Module):
@@ -56,6 +55,7 @@ class PreNormBlock(nn.Module):
         self,
         x: Float[Array, "batch sequence embed"],
         bias: Float[Array, "#batch 1 query key"] | None,
+        head_mask: Float[Array, head] | None,
         output_attentions: bool,
         deterministic: bool,
     ) -> tuple[Array, Array | None]:
@@ -74,7 +74,7 @@ class PreNormBlock(nn.Module):
             out_init=normal(width**-0.5 * factor),
             name="attention",
             **types,
-        )(normed, bias, None, output_attentions, deterministic)
+        )(normed, bias, head_mask, output_attentions, deterministic)
         x = x + attended
         normed = LayerNorm(epsilon=config.layer_norm_eps, name="mlp_norm", **types)(x)
         changed = MLP(

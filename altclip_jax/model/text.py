@@ -5,6 +5,7 @@ Source: modeling_altclip.py of transformers 4.56.2 (AltCLIPTextModel); Conneau e
 
 from __future__ import annotations
 
+import functools
 from typing import Any, ClassVar
 
 import jax.numpy as jnp
@@ -27,6 +28,7 @@ from altclip_jax.model.layers import (
 )
 from altclip_jax.model.outputs import AltCLIPTextOutput
 from altclip_jax.model.pretrained import PretrainedModel, example_text
+from altclip_jax.model.stacked import run_layers
 
 
 def position_ids_from(input_ids: Int[Array, "batch sequence"], pad_token_id: int) -> Int[Array, "batch sequence"]:
@@ -127,24 +129,31 @@ class AltCLIPTextModel(PretrainedModel):
         x = LayerNorm(epsilon=config.layer_norm_eps, name="embedding_norm", **types)(x)
         x = nn.Dropout(config.hidden_dropout_prob)(x, deterministic=deterministic)
 
-        block = rematerialised(PostNormBlock, self.remat, static_argnums=(4, 5))
-        heads = _per_layer(head_mask, config)
-        hidden_states: list[Array] = [x]
-        attentions: list[Any] = []
-        for layer in range(config.num_hidden_layers):
-            x, weights = block(config, self.attention_implementation, name=f"layer_{layer}", **types)(
-                x, bias, heads[layer], output_attentions, deterministic
-            )
-            hidden_states.append(x)
-            attentions.append(weights)
+        block = functools.partial(
+            rematerialised(PostNormBlock, self.remat, static_argnums=(4, 5)),
+            config,
+            self.attention_implementation,
+            **types,
+        )
+        x, hidden_states, attentions = run_layers(
+            self,
+            block,
+            config.num_hidden_layers,
+            x,
+            bias,
+            _per_layer(head_mask, config),
+            output_attentions,
+            output_hidden_states,
+            deterministic,
+        )
         final = LayerNorm(epsilon=config.layer_norm_eps, name="final_norm", **types)(x)
         init = nn.initializers.normal(config.initializer_factor)
         states = nn.Dense(config.project_dim, kernel_init=init, name="transformation", **types)(final)
         return AltCLIPTextOutput(
             last_hidden_state=states,
             pooler_output=states[:, 0],
-            hidden_states=tuple(hidden_states) if output_hidden_states else None,
-            attentions=tuple(attentions) if output_attentions else None,
+            hidden_states=hidden_states if output_hidden_states else None,
+            attentions=attentions if output_attentions else None,
         )
 
     def _embed(

@@ -25,6 +25,7 @@ from altclip_jax.training.log import RunLog
 from altclip_jax.training.pace import Pace
 from altclip_jax.training.processes import Agreement, Concern, OtherProcessError
 from altclip_jax.training.run import Run, build
+from altclip_jax.training.same import require_same
 from altclip_jax.training.state import TrainState
 
 
@@ -56,7 +57,8 @@ def train(config: RunConfig, *, dry_run: bool = False, quiet: bool = False) -> O
     Raises:
         NotFinite: an update was infinite or no number.
         TooManyBadSamples: the data are worse than the configuration allows.
-        ValueError: the configuration does not fit the model, the data or the run in the folder.
+        ValueError: the configuration does not fit the model, the data or the run in the folder, or the processes of the
+            run were not started alike.
         OSError: something cannot be read or written.
     """
     if dry_run:
@@ -66,6 +68,7 @@ def train(config: RunConfig, *, dry_run: bool = False, quiet: bool = False) -> O
             )
         with tempfile.TemporaryDirectory() as scratch:
             return _dry_run(config, Path(scratch), quiet)
+    require_same(config)
     folder = Path(config.folder)
     with refusals_explained(folder):
         folder.mkdir(parents=True, exist_ok=True)

@@ -13,6 +13,7 @@ import jax.numpy as jnp
 import optax
 from jax import Array, lax
 
+from altclip_jax.model.stacked import stack_layers, unstack_layers
 from altclip_jax.training.losses import gather, interleave
 from altclip_jax.training.objectives import Batch, Features, Objective
 from altclip_jax.training.partition import merge
@@ -36,6 +37,8 @@ class StepSettings:
         max_log_scale: Where the temperature stops.
         ema_decay: Of the moving average, or None; after n steps it is at most (1 + n) / (10 + n).
         gather: What is done to parameters before they are computed with, see `parallel.gathered`.
+        scan_layers: Compile one layer of each tower and scan over all, see `model.stacked`.
+        axis: Under pmap, over which the rows of the batch are dealt, see `pmapped`.
     """
 
     seed: int = 0
@@ -45,33 +48,46 @@ class StepSettings:
     max_log_scale: float = math.log(100)
     ema_decay: float | None = None
     gather: Callable[[Params], Params] = lambda params: params
+    scan_layers: bool = True
+    axis: str | None = None
 
 
 def make_train_step(objective: Objective, optimizer: optax.GradientTransformation, settings: StepSettings) -> TrainStep:
     """Returns step(state, locked, helper, batch) -> (state, metrics).
 
     `locked` are the parameters that do not train and `helper` those of a teacher: arguments, so that they are neither
-    copied into the program nor into a checkpoint. An update that is not finite is not applied, nor is any after it:
-    the state says so in `healthy`, and the metrics in `finite`.
+    copied into the program nor into a checkpoint. Where loss or gradient is not finite the state stays as it was, and
+    so it does ever after. The state says so in `healthy` and the metrics in `finite`; both also say it where only what
+    the optimizer made of a gradient is not finite: such a state is not to be used.
     """
 
     def step(state: TrainState, locked: Params, helper: Params, batch: Batch) -> tuple[TrainState, Metrics]:
         keys = row_keys(settings, state.step, _rows(batch))
         (loss, metrics), gradient = value_and_gradient(objective, settings, state.params, locked, helper, batch, keys)
+        if settings.axis is not None:
+            mean: Any = lax.pmean
+            gradient = mean(gradient, settings.axis)
         norm = optax.tree.norm(gradient)
-        updates, opt_state = optimizer.update(gradient, state.opt_state, state.params)
-        # the norm of what is added says whether all of it is finite, which a finite gradient does not
-        healthy = state.healthy & jnp.isfinite(loss) & jnp.isfinite(norm) & jnp.isfinite(optax.tree.norm(updates))
-        params = _clamped(optax.apply_updates(state.params, updates), settings.max_log_scale)
-        average = state.average
-        if average is not None and settings.ema_decay is not None:
-            decay = jnp.minimum(settings.ema_decay, (1 + state.step) / (10 + state.step))
-            average = optax.incremental_update(params, average, 1 - decay)
-        new = TrainState(state.step + 1, params, opt_state, average, healthy)
-        kept = jax.tree.map(functools.partial(jnp.where, healthy), new, state).replace(healthy=healthy)
-        return kept, {**metrics, "loss": loss, "gradient_norm": norm, "finite": healthy}
+        usable = state.healthy & jnp.isfinite(loss) & jnp.isfinite(norm)
+        # a branch: it changes the state where it lies, while a choice between two would hold both
+        new = lax.cond(usable, functools.partial(_updated, optimizer, settings), lambda old, _: old, state, gradient)
+        # a finite gradient does not say that what an optimizer makes of it is finite
+        healthy = usable & jnp.isfinite(optax.tree.norm(new.params))
+        return new.replace(healthy=healthy), {**metrics, "loss": loss, "gradient_norm": norm, "finite": healthy}
 
     return step
+
+
+def _updated(
+    optimizer: optax.GradientTransformation, settings: StepSettings, state: TrainState, gradient: Params
+) -> TrainState:
+    updates, opt_state = optimizer.update(gradient, state.opt_state, state.params)
+    params = _clamped(optax.apply_updates(state.params, updates), settings.max_log_scale)
+    average = state.average
+    if average is not None and settings.ema_decay is not None:
+        decay = jnp.minimum(settings.ema_decay, (1 + state.step) / (10 + state.step))
+        average = optax.incremental_update(params, average, 1 - decay)
+    return TrainState(state.step + 1, params, opt_state, average, state.healthy)
 
 
 def value_and_gradient(
@@ -84,6 +100,11 @@ def value_and_gradient(
     keys: Array | None,
 ) -> tuple[tuple[Array, Metrics], Params]:
     """Returns ((loss, metrics), gradient of `params`) of a batch, in one of three ways that differ in memory alone."""
+    if settings.scan_layers:
+        unscanned = dataclasses.replace(settings, scan_layers=False)
+        params, locked, helper = (stack_layers(tree) for tree in (params, locked, helper))
+        value, gradient = value_and_gradient(objective, unscanned, params, locked, helper, batch, keys)
+        return value, unstack_layers(gradient)
 
     def encode(params: Params, part: Batch, keys: Array | None) -> Features:
         return objective.encode(settings.gather(merge(params, locked)), helper, part, keys)
@@ -103,7 +124,8 @@ def row_keys(settings: StepSettings, step: Array, rows: int) -> Array | None:
     if not settings.dropout:
         return None
     key = jax.random.fold_in(jax.random.key(settings.seed), step)
-    return jax.vmap(functools.partial(jax.random.fold_in, key))(jnp.arange(rows))
+    first = 0 if settings.axis is None else lax.axis_index(settings.axis) * rows
+    return jax.vmap(functools.partial(jax.random.fold_in, key))(first + jnp.arange(rows))
 
 
 def _cached(

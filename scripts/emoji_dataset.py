@@ -1,7 +1,7 @@
 """Build a multilingual image-text data set out of public npm packages of emoji pictures and CLDR names.
 
-    python scripts/build_emoji_data.py --packages build/npm --output build/emoji
-    python scripts/build_emoji_data.py --packages build/npm --output recipes/emoji/data --sample
+    python scripts/emoji_dataset.py --packages build/npm --output build/emoji
+    python scripts/emoji_dataset.py --packages build/npm --output recipes/emoji/data --sample
 
 Needs npm, and the `emoji` extra to draw SVG. The same packages, Pillow and resvg-py give the same bytes.
 """
@@ -24,12 +24,15 @@ from emoji_packages import (
     LABELS,
     LANGUAGES,
     LIST,
+    LOCALE_NAMES,
     NAMES,
     Concept,
     Packages,
+    flag_of,
     folded,
     read_concepts,
     read_labels,
+    read_locale_names,
 )
 
 from altclip_jax.json_file import read_json_object, write_bytes, write_json
@@ -54,7 +57,7 @@ def main() -> None:
             options, (lambda message: None) if options.json else (lambda message: print(message, flush=True))
         )
     except (OSError, ValueError) as error:
-        sys.exit(f"build_emoji_data: {error}")
+        sys.exit(f"emoji_dataset: {error}")
     if options.json:
         print(json.dumps(summary, indent=2, ensure_ascii=False))
         return
@@ -80,7 +83,8 @@ def build(options: argparse.Namespace, tell: Callable[[str], None]) -> dict[str,
             f"{options.output} is not empty: expected a new folder, so that nothing old stays among the data."
         )
     packages = Packages(options.packages, tell)
-    packages.fetch({LIST, NAMES, DERIVED_NAMES, LABELS, *(design.package for design in designs.values())})
+    texts = {NAMES, DERIVED_NAMES, LABELS, *(() if options.sample else (LOCALE_NAMES,))}
+    packages.fetch({LIST, *texts, *(design.package for design in designs.values())})
     split = read_json_object(SPLIT)
     concepts = read_concepts(packages, options.languages)
     roles = _roles(concepts, {code.lower() for code in split["test_concepts"]}, options.second_tenth)
@@ -185,6 +189,16 @@ def _write_texts(
             ]
         if pairs:
             counts[file] = write_pairs(options.output / file, pairs)
+    if not options.sample:
+        kept_out = roles["second"] + roles["held_out"]
+        names = {folded(text) for concept in kept_out for texts in concept.captions.values() for text in texts}
+        flags = {concept.code for concept in kept_out}
+        pairs = [
+            (english, text, language)
+            for code, english, language, text in read_locale_names(packages, options.languages)
+            if flag_of(code) not in flags and not {folded(english), folded(text)} & names
+        ]
+        counts["parallel_locales.tsv"] = write_pairs(options.output / "parallel_locales.tsv", pairs)
     labels = read_labels(packages, options.languages, list(categories))
     write_json(
         options.output / "categories.json",
@@ -197,7 +211,7 @@ def _write_texts(
 
 
 def _write_all(options: argparse.Namespace, roles: Roles, captions: Captions, pictures: Pictures) -> dict[str, int]:
-    """Writes every picture as a file, and JSONL."""
+    """Writes every picture as a file and JSONL, or tar shards of each design."""
     validation, test = (options.validation_design,), (options.test_design,)
     counts = {}
     for part, role, designs in (
@@ -207,6 +221,11 @@ def _write_all(options: argparse.Namespace, roles: Roles, captions: Captions, pi
         ("eval_seen", "train", test),
         ("eval_held_out", "held_out", test),
     ):
+        if options.shards:
+            for design in designs if roles[role] else ():
+                name = f"{part}-{design}"
+                counts[f"{name}-*.tar"] = write_shards(options.output, name, roles[role], captions, pictures[design])
+            continue
         images: dict[str, list[str]] = {}
         for concept in roles[role]:
             for design in designs:
@@ -256,11 +275,14 @@ def _options() -> argparse.Namespace:
     parser.add_argument(
         "--sample", action="store_true", help="tar shards with one picture of each concept, its name, and few others"
     )
+    parser.add_argument("--shards", action="store_true", help="tar shards of each design instead of files and JSONL")
     parser.add_argument("--json", action="store_true", help="print nothing but a summary in JSON")
     options = parser.parse_args()
     options.designs = options.designs or (SAMPLE_DESIGNS if options.sample else TRAIN_DESIGNS)
     options.size = options.size or (SAMPLE_SIZE if options.sample else 64)
     shared = {options.validation_design, options.test_design} & set(options.designs)
+    if options.sample and options.shards:
+        parser.error("--sample is in shards already: leave out --shards.")
     if shared or options.validation_design == options.test_design:
         parser.error(
             f"{', '.join(sorted(shared)) or options.test_design} is in two roles: expected designs of their own."

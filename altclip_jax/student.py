@@ -110,7 +110,7 @@ def start(
     ]
     if problems:
         raise ValueError(f"{target} cannot be made of these:\n  - " + "\n  - ".join(problems))
-    processor.tokenizer.model_max_length = min(processor.tokenizer.model_max_length, _longest_text(made))
+    processor.tokenizer.model_max_length = min(processor.tokenizer.model_max_length, made.text_config.max_tokens)
 
     model: TwoTowerModel = AltCLIPModel(made) if isinstance(made, AltCLIPConfig) else CLIPModel(made)
     shapes = flatten(model.param_shapes())
@@ -177,11 +177,6 @@ def _processor(
     if image_processor is not None:
         pictures = AltCLIPImageProcessor.from_pretrained(hub.fetch_files(image_processor, IMAGE_FILES, **where))
     return AltCLIPProcessor(pictures, texts)
-
-
-def _longest_text(config: AltCLIPConfig | CLIPConfig) -> int:
-    text = config.text_config
-    return text.max_tokens if isinstance(text, AltCLIPTextConfig) else text.max_position_embeddings
 
 
 def _source_problems(

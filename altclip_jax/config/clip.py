@@ -53,6 +53,11 @@ class CLIPTextConfig(Config):
             *self._end_problems(),
         ]
 
+    @property
+    def max_tokens(self) -> int:
+        """The longest text, in tokens."""
+        return self.max_position_embeddings
+
     def _end_problems(self) -> list[str]:
         if is_int(self.eos_token_id):
             return []

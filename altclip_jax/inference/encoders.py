@@ -14,8 +14,7 @@ import numpy as np
 from jax import Array
 from jaxtyping import Float, Float32, Int
 
-from altclip_jax.model.altclip import AltCLIPModel
-from altclip_jax.model.two_towers import normalize
+from altclip_jax.model.two_towers import TwoTowerModel, normalize
 from altclip_jax.weights.convert import Params
 
 LENGTH_BUCKETS = (8, 16, 24, 32, 48, 64, 96, 128, 192, 256, 384, 512)
@@ -23,7 +22,7 @@ LENGTH_BUCKETS = (8, 16, 24, 32, 48, 64, 96, 128, 192, 256, 384, 512)
 
 @functools.partial(jax.jit, static_argnums=0)
 def encode_text(
-    model: AltCLIPModel, params: Params, input_ids: Int[Array, "texts sequence"], mask: Int[Array, "texts sequence"]
+    model: TwoTowerModel, params: Params, input_ids: Int[Array, "texts sequence"], mask: Int[Array, "texts sequence"]
 ) -> Float[Array, "texts projection"]:
     """Returns unit embeddings of tokenized texts, float32."""
     features: Any = model.apply({"params": params}, input_ids, mask, method="get_text_features")
@@ -32,7 +31,7 @@ def encode_text(
 
 @functools.partial(jax.jit, static_argnums=0)
 def encode_images(
-    model: AltCLIPModel, params: Params, pixel_values: Float[Array, "images channels height width"]
+    model: TwoTowerModel, params: Params, pixel_values: Float[Array, "images channels height width"]
 ) -> Float[Array, "images projection"]:
     """Returns unit embeddings of prepared pictures, float32."""
     features: Any = model.apply({"params": params}, pixel_values, method="get_image_features")

@@ -13,9 +13,13 @@ from jax.typing import DTypeLike
 from jaxtyping import Float32
 
 from altclip_jax.assets import default_checkpoint
+from altclip_jax.checkpoints import kind_of
 from altclip_jax.inference import encoders
 from altclip_jax.model.altclip import AltCLIPModel
+from altclip_jax.model.clip import CLIPModel
+from altclip_jax.model.two_towers import TwoTowerModel
 from altclip_jax.processing.processor import AltCLIPProcessor
+from altclip_jax.weights import pretrained
 from altclip_jax.weights.convert import Params
 
 Progress = Callable[[int], None]
@@ -24,7 +28,7 @@ Progress = Callable[[int], None]
 class AltCLIP:
     """A model, its parameters and its processor, with the questions people ask of them."""
 
-    def __init__(self, model: AltCLIPModel, params: Params, processor: AltCLIPProcessor, name: str = "AltCLIP"):
+    def __init__(self, model: TwoTowerModel, params: Params, processor: AltCLIPProcessor, name: str = "AltCLIP"):
         """Joins the parts; most users call `from_pretrained`."""
         self.model, self.params, self.processor, self.name = model, params, processor, name
 
@@ -40,11 +44,13 @@ class AltCLIP:
     ) -> Self:
         """Loads a folder or hub repository; without `source` the embedded model, which needs no network.
 
-        See `AltCLIPModel.from_pretrained` for the arguments and errors.
+        It may also be a CLIP, such as a teacher. See `AltCLIPModel.from_pretrained` for the arguments and errors.
         """
         place: Any = default_checkpoint() if source is None else source
         where: dict[str, Any] = {"revision": revision, "local_files_only": local_files_only}
-        model, params = AltCLIPModel.from_pretrained(place, dtype=dtype, param_dtype=param_dtype, **where)
+        folder = pretrained.fetch(place, **where)
+        kind = CLIPModel if kind_of(folder) == ("clip", "full") else AltCLIPModel
+        model, params = kind.from_pretrained(folder, dtype=dtype, param_dtype=param_dtype)
         processor = AltCLIPProcessor.from_pretrained(place, **where)
         return cls(model, params, processor, name="embedded default" if source is None else str(source))
 

@@ -14,7 +14,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Float32
 
 from altclip_jax.inference import encoders
-from altclip_jax.model.altclip import AltCLIPModel
+from altclip_jax.model.two_towers import TwoTowerModel
 from altclip_jax.weights.convert import Params
 
 AXIS = "devices"
@@ -73,7 +73,7 @@ def dealt(tree: Tree, devices: int | None = None) -> Tree:
     return parts
 
 
-def pmap_encoders(model: AltCLIPModel, devices: Sequence[jax.Device] | None = None) -> tuple[PmapEncoder, PmapEncoder]:
+def pmap_encoders(model: TwoTowerModel, devices: Sequence[jax.Device] | None = None) -> tuple[PmapEncoder, PmapEncoder]:
     """Returns (encode_text, encode_images), which spread their rows over devices.
 
     Each takes (params, arrays...): parameters that are `replicated`, and the arrays (rows, ...) that

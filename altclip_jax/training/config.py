@@ -52,7 +52,9 @@ class ModelSettings(_Settings):
     frozen: tuple[str, ...] = ()  # regular expressions for whole paths within those parts that do not train
     # of computation; master parameters are float32. float16 is not here: its gradients need their loss scaled
     dtype: Literal["float32", "bfloat16"] = "float32"
-    remat: Literal["none", "full", "dots"] = "none"  # what each layer computes again in the backward pass
+    # what each layer computes again in the backward pass: "dots" all but products with parameters, which is faster than
+    # to keep everything where memory is slow (docs/benchmark.md)
+    remat: Literal["none", "full", "dots"] = "dots"
     attention: Literal["plain", "xla", "cudnn"] = "plain"
     # compile one layer of a tower and scan over all of them: at 24 layers a sixteenth of the time to compile and, on
     # CPUs, a third of the time of a step; and what makes `remat` save memory there

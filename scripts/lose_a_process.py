@@ -34,7 +34,7 @@ def main() -> int:
     parser.add_argument("--steps", type=int, default=60)
     parser.add_argument("--batch", type=int, default=128)
     parser.add_argument("--seed", type=int, default=0, help="of which process is killed, and when")
-    parser.add_argument("--tolerance", type=float, default=1e-4)
+    parser.add_argument("--tolerance", type=float, default=2e-5)
     parser.add_argument("--output", type=Path, help="also write the result as JSON")
     options = parser.parse_args()
     settings = [

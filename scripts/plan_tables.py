@@ -1,16 +1,14 @@
 """Print a table of what a step of the full AltCLIP costs on 8, 64 and 256 chips, for docs/plans.md.
 
     python scripts/plan_tables.py --output plans.json              # the estimate of the CPU's compiler
-    python scripts/plan_tables.py --output plans.json --topology   # for TPU v5e, several times as long; needs libtpu
+    python scripts/plan_tables.py --output plans.json --topology   # for TPU v5e; needs libtpu
 
-Each line is compiled with 2 and with 4 layers in the text tower and continued linearly to 24; --full compiles all 24.
 Lines that are in the file are kept; the table is printed from it in the end.
 """
 
 from __future__ import annotations
 
 import argparse
-import tempfile
 from pathlib import Path
 
 import jax
@@ -23,7 +21,6 @@ from altclip_jax.training.plan import plan, topology_devices
 
 Line = tuple[str, int, str, int, int]  # recipe, devices, mesh, rows of the batch, its parts
 RECIPES = Path(__file__).parents[1] / "recipes" / "altclip"
-DEPTHS, LAYERS = (2, 4), 24
 TOPOLOGIES = {8: "v5e:2x4", 64: "v5e:8x8", 256: "v5e:16x16"}
 LINES: tuple[Line, ...] = (
     ("contrastive", 8, "data=8", 1024, 1),
@@ -50,7 +47,6 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--output", type=Path, required=True, help="the JSON file of what is done")
     parser.add_argument("--topology", action="store_true", help="for TPU v5e instead of virtual CPU devices")
-    parser.add_argument("--full", action="store_true", help="compile all layers")
     parser.add_argument("--lines", type=int, nargs="*", help="numbers of lines, from 0; default: all")
     options = parser.parse_args()
     jax.config.update("jax_platforms", "cpu")
@@ -59,33 +55,27 @@ def main() -> None:
     done = read_json_object(options.output) if options.output.exists() else {}
     compiler = "v5e" if options.topology else "cpu"
     for line in LINES if options.lines is None else [LINES[number] for number in options.lines]:
-        key = " ".join(map(str, (compiler, "full" if options.full else "continued", *line)))
+        key = " ".join(map(str, (compiler, *line)))
         if key not in done:
-            depths = (LAYERS,) if options.full else DEPTHS
-            found = [numbers(line, depth, topology=options.topology) for depth in depths]
-            done[key] = found[0] if options.full else continued(*found)
+            done[key] = numbers(line, topology=options.topology)
             write_json(options.output, done)
             print(key, done[key], flush=True)
     table(done)
 
 
-def numbers(line: Line, depth: int, *, topology: bool) -> dict[str, float]:
-    """Return what a line costs with so many layers, by name; sizes in GiB."""
+def numbers(line: Line, *, topology: bool) -> dict[str, float]:
+    """Return what a line costs, by name; sizes in GiB."""
     recipe, devices, mesh, rows, parts = line
-    values = read_json_object(RECIPES / "model.json")
-    values["text_config"]["num_hidden_layers"] = depth
-    with tempfile.TemporaryDirectory() as folder:
-        write_json(Path(folder) / "model.json", values)
-        settings = [f"model.source={folder}/model.json", f"mesh={{{mesh}}}", f"batch_size={rows}"]
-        settings += [f"loss.micro_batches={parts}"]
-        settings += [f"teacher.source={RECIPES / 'teacher.json'}"] if recipe == "teacher_learning" else []
-        config = RunConfig.read(RECIPES / f"{recipe}.toml", settings)
-        there = topology_devices(TOPOLOGIES[devices]) if topology else jax.devices()[:devices]
-        made = plan(
-            config,
-            parallel.make_mesh(**config.mesh.model_dump(), devices=there),
-            compiler=TOPOLOGIES[devices] if topology else "cpu",
-        )
+    settings = [f"model.source={RECIPES / 'model.json'}", f"mesh={{{mesh}}}", f"batch_size={rows}"]
+    settings += [f"loss.micro_batches={parts}"]
+    settings += [f"teacher.source={RECIPES / 'teacher.json'}"] if recipe == "teacher_learning" else []
+    config = RunConfig.read(RECIPES / f"{recipe}.toml", settings)
+    there = topology_devices(TOPOLOGIES[devices]) if topology else jax.devices()[:devices]
+    made = plan(
+        config,
+        parallel.make_mesh(**config.mesh.model_dump(), devices=there),
+        compiler=TOPOLOGIES[devices] if topology else "cpu",
+    )
     assert made.unknown_loops == 0
     return {
         "arguments": sum(made.arguments.values()) / 2**30,
@@ -96,25 +86,18 @@ def numbers(line: Line, depth: int, *, topology: bool) -> dict[str, float]:
     }
 
 
-def continued(less: dict[str, float], more: dict[str, float]) -> dict[str, float]:
-    """Continue the numbers of both depths linearly to all layers."""
-    ratio = (LAYERS - DEPTHS[0]) / (DEPTHS[1] - DEPTHS[0])
-    names = dict.fromkeys([*less, *more])
-    return {name: less.get(name, 0) + ratio * (more.get(name, 0) - less.get(name, 0)) for name in names}
-
-
 def table(done: dict[str, dict[str, float]]) -> None:
     """Print what is done as a table in Markdown."""
     chip = CHIPS["v5e"]
     print("| by | stage | chips | mesh | batch | parts | arguments | peak | program, model | sent | products | sent |")
     print("|" + "---|" * 12)
     for key, row in done.items():
-        compiler, how, recipe, devices, mesh, rows, parts = key.split()
+        compiler, recipe, devices, mesh, rows, parts = key.split()
         sent = {name: size for name, size in row.items() if name.partition(" ")[2]}
         told = ", ".join(f"{name} {size:.1f}" for name, size in sent.items() if size > 0.05)
         stage = 1 if recipe == "teacher_learning" else 2
         print(
-            f"| {compiler} {how} | {stage} | {devices} | {mesh} | {int(rows):,} | {parts} | {row['arguments']:.2f}"
+            f"| {compiler} | {stage} | {devices} | {mesh} | {int(rows):,} | {parts} | {row['arguments']:.2f}"
             f" | {row['peak']:.1f} | {row['program']:.1f}, {row['model']:.1f} | {told}"
             f" | {row['program'] * 1e15 / chip.peak_flops:.0f} ms"
             f" | {sum(sent.values()) * 2**30 * 1e3 / chip.bandwidth:.0f} ms |"

@@ -11,12 +11,15 @@ Roles = Mapping[str, Sequence[str]]  # what we want to know -> the names that it
 
 
 def image_text_roles(image_key: str | None, caption_key: str | None, language_key: str | None) -> Roles:
-    """Returns the names of the fields of pictures with captions: those given, or the usual ones."""
+    """Returns the names of the fields of pictures with captions: those given, or the usual ones.
+
+    A caption's name that is given is the only one: it may hold what "captions" may.
+    """
     return {
         "image": (image_key,) if image_key else ("image", "filepath", "file_name"),
         "caption": (caption_key,) if caption_key else ("caption", "title", "text"),
         "language": (language_key,) if language_key else ("language",),
-        "captions": ("captions",),
+        "captions": () if caption_key else ("captions",),
     }
 
 
@@ -31,19 +34,23 @@ def captions_of(name: str, fields: Mapping[str, Any], languages: Sequence[str] |
 
     Args:
         name: The sample's.
-        fields: "caption" is in the language that "language" names, if any; "captions" has languages as keys.
+        fields: "caption" is in the language that "language" names, if any; "captions" has languages as keys, and so may
+            "caption".
         languages: Only those in these.
 
     Raises:
         SampleError: there is none, or something else in its place.
     """
-    language = language_of(name, fields)
-    found = [Caption(text, language) for text in _texts(name, "caption", fields.get("caption"))]
-    by_language = fields.get("captions")
+    plain, by_language = fields.get("caption"), fields.get("captions")
     if not isinstance(by_language, Mapping | None):
         raise SampleError(name, f"captions is a {type(by_language).__name__}, expected an object of languages")
-    for language, texts in (by_language or {}).items():
-        found += [Caption(text, language) for text in _texts(name, f"captions.{language}", texts)]
+    found = []
+    if not isinstance(plain, Mapping):
+        language = language_of(name, fields)
+        found = [Caption(text, language) for text in _texts(name, "caption", plain)]
+    for field, own in (("caption", plain), ("captions", by_language)):
+        for language, texts in own.items() if isinstance(own, Mapping) else ():
+            found += [Caption(text, language) for text in _texts(name, f"{field}.{language}", texts)]
     if not found:
         raise SampleError(name, "it has no caption, or only empty ones")
     if languages is not None:

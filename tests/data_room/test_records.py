@@ -126,6 +126,14 @@ def jsonl(tmp_path, *values, name="a.jsonl"):
     return written(tmp_path, name, b"\n".join(lines))
 
 
+def test_a_field_that_is_named_is_the_only_one_and_may_have_languages(tmp_path):
+    names = {"en": "cat", "zh": ["猫"]}
+    path = jsonl(tmp_path, {"image": "a.png", "captions": {"en": ["cat", "pet"]}, "names": names, "language": "fr"})
+    assert source(path, caption_key="names").read(0).captions == (Caption("cat", "en"), Caption("猫", "zh"))
+    assert source(path, caption_key="names", languages=("zh",)).read(0).captions == (Caption("猫", "zh"),)
+    assert len(source(path).read(0).captions) == 2
+
+
 def test_captions_are_a_string_or_several_and_by_language(tmp_path):
     path = jsonl(
         tmp_path,

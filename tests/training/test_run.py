@@ -120,7 +120,13 @@ def test_a_clip_is_trained_from_scratch_with_augmentation_average_and_muon(setti
     )
     outcome = train(config, quiet=True)
     assert losses(config)[-1] < losses(config)[0]
-    _, averaged = CLIPModel.from_pretrained(outcome.exported)
+    model, averaged = CLIPModel.from_pretrained(outcome.exported)
+    clip = AltCLIP.from_pretrained(outcome.exported)
+    assert isinstance(clip.model, CLIPModel)
+    batch = clip.processor(text=["rocket", "red apple"], padding=True)
+    states = model.apply({"params": averaged}, **batch, method="get_text_features")
+    expected = states / np.linalg.norm(states, axis=1, keepdims=True)
+    np.testing.assert_allclose(clip.encode_text(["rocket", "red apple"]), expected, atol=1e-5)
     export(config.folder, Path(config.folder) / "last", average=False)
     _, last = CLIPModel.from_pretrained(Path(config.folder) / "last")
     assert np.abs(averaged["text_projection"]["kernel"] - last["text_projection"]["kernel"]).max() > 1e-5

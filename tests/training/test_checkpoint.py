@@ -1,6 +1,7 @@
 """The store of checkpoints: what it refuses, and how it says so."""
 
 import json
+import math
 import re
 import shutil
 from pathlib import Path
@@ -11,7 +12,7 @@ import numpy as np
 import optax
 import pytest
 
-from altclip_jax.parallel import make_mesh
+from altclip_jax.parallel import make_mesh, placed, state_shardings
 from altclip_jax.training import folder as run_folder
 from altclip_jax.training.checkpoint import CheckpointStore, load_tree, save_tree
 from altclip_jax.training.folder import export
@@ -45,6 +46,30 @@ def test_a_state_comes_back_as_it_was(saved, tmp_path):
         after = store.restore(3, places(before))
     assert jax.tree.structure(after) == jax.tree.structure(before)
     jax.tree.map(np.testing.assert_array_equal, after, before)
+
+
+@pytest.mark.parametrize(
+    "axes",
+    [{"fsdp": 8}, {"data": 2, "fsdp": 2, "tensor": 2}, {"devices": jax.devices()[:1]}],
+    ids=["fsdp", "2x2x2", "1"],
+)
+def test_a_state_comes_back_bit_for_bit_on_other_devices(model, params, settings, tmp_path, axes):
+    def on(mesh, state):
+        return jax.device_put(state, state_shardings(mesh, state))
+
+    config = settings()
+    before = initial_state(params, optax.adam(1e-3), averaged=True)
+    before = before.replace(opt_state=jax.tree.map(lambda leaf: leaf + 1, before.opt_state))
+    with CheckpointStore(tmp_path, config.checkpoints) as store:
+        store.save(3, on(make_mesh(fsdp=2), before), config)
+    mesh = make_mesh(**axes, devices=jax.devices()[: math.prod(axes.values())])
+    shapes = jax.eval_shape(lambda: before)
+    with CheckpointStore(tmp_path, config.checkpoints) as store:
+        after = store.restore(3, placed(shapes, state_shardings(mesh, shapes)))
+    jax.tree.map(np.testing.assert_array_equal, after, before)
+    kernel = after.params["text_model"]["layer_0"]["mlp"]["up"]["kernel"]
+    assert len(kernel.sharding.device_set) == mesh.size
+    assert kernel.addressable_shards[0].data.size == kernel.size // (mesh.shape["fsdp"] * mesh.shape["tensor"])
 
 
 def test_other_shapes_are_refused_with_all_differences(saved, tmp_path):

@@ -48,11 +48,7 @@ def test_a_state_comes_back_as_it_was(saved, tmp_path):
     jax.tree.map(np.testing.assert_array_equal, after, before)
 
 
-@pytest.mark.parametrize(
-    "axes",
-    [{"fsdp": 8}, {"data": 2, "fsdp": 2, "tensor": 2}, {"devices": jax.devices()[:1]}],
-    ids=["fsdp", "2x2x2", "1"],
-)
+@pytest.mark.parametrize("axes", [{"fsdp": 8}, {"data": 2, "fsdp": 2, "tensor": 2}, {"data": 1}], ids=str)
 def test_a_state_comes_back_bit_for_bit_on_other_devices(model, params, settings, tmp_path, axes):
     def on(mesh, state):
         return jax.device_put(state, state_shardings(mesh, state))

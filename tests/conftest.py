@@ -7,6 +7,7 @@ from pathlib import Path
 
 os.environ["XLA_FLAGS"] = "--xla_force_host_platform_device_count=8"
 os.environ["HF_HUB_OFFLINE"] = "1"
+os.environ["ALTCLIP_COMPILATION_CACHE"] = "off"  # tests of the command leave nothing in the user's cache
 
 import jax
 import pytest

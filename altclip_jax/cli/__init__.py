@@ -11,6 +11,7 @@ from collections.abc import Sequence
 
 from altclip_jax.cli import answering, checkpoints, evaluate, launch, plan, training
 from altclip_jax.cli.command import explain
+from altclip_jax.cli.compilation_cache import keep_compiled_programs
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -21,6 +22,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         parser.error(f"unrecognized arguments: {' '.join(rest)}")
     if rest:
         options.settings += rest  # argparse does not look for more of them behind an option
+    if arguments is None:  # not for a program that calls us: its jax is its own
+        keep_compiled_programs()
     try:
         return options.run(options) or 0
     except (ValueError, TypeError, OSError, KeyboardInterrupt) as error:

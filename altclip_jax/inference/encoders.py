@@ -6,8 +6,9 @@ Every batch is padded to one of a few shapes, so that nothing recompiles after t
 from __future__ import annotations
 
 import functools
-from collections.abc import Iterator
-from typing import Any
+from collections import deque
+from collections.abc import Iterable, Iterator
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
@@ -63,3 +64,25 @@ def run_padded(encode: Any, batch_size: int, *arrays: np.ndarray) -> Float32[np.
     rows = len(arrays[0])
     padded = [pad_rows(array, padded_size(rows, batch_size)) for array in arrays]
     return np.asarray(encode(*padded), np.float32)[:rows]
+
+
+class Encoding(NamedTuple):
+    """A batch that the devices work on; its first `rows` rows are wanted."""
+
+    values: Array
+    rows: int
+
+    def result(self) -> Float32[np.ndarray, "rows projection"]:
+        """Waits for the embeddings."""
+        return np.asarray(self.values, np.float32)[: self.rows]
+
+
+def in_flight(begun: Iterable[Encoding], depth: int = 2) -> Iterator[Float32[np.ndarray, "rows projection"]]:
+    """Yields results in order; the devices have up to `depth` batches, so that they wait for none to be made."""
+    waiting: deque[Encoding] = deque()
+    for encoding in begun:
+        waiting.append(encoding)
+        if len(waiting) >= depth:
+            yield waiting.popleft().result()
+    while waiting:
+        yield waiting.popleft().result()

@@ -15,6 +15,7 @@ from jaxtyping import Float32
 from altclip_jax.assets import default_checkpoint
 from altclip_jax.checkpoints import kind_of
 from altclip_jax.inference import encoders
+from altclip_jax.inference.token_batches import TokenBatching
 from altclip_jax.model.altclip import AltCLIPModel
 from altclip_jax.model.clip import CLIPModel
 from altclip_jax.model.two_towers import TwoTowerModel
@@ -59,20 +60,26 @@ class AltCLIP:
     ) -> Float32[np.ndarray, "texts projection"]:
         """Returns unit embeddings, one row per text.
 
-        A text longer than the model's position table is cut to it. `progress` is called with the number of rows done.
+        A text longer than the model's position table is cut to it.
+
+        Args:
+            texts: One string or several.
+            batch_size: How many texts of 32 tokens the model sees at once; of shorter ones more, of longer ones fewer.
+            progress: Called with the number of rows done.
         """
         texts = [texts] if isinstance(texts, str) else list(texts)
-        limit = min(self.processor.tokenizer.model_max_length, self.model.config.text_config.max_tokens)
-        encode = functools.partial(encoders.encode_text, self.model, self.params)
-        rows = []
-        for part in encoders.batches(len(texts), batch_size):
-            batch = self.processor(
-                text=texts[part], padding=encoders.length_buckets(limit), truncation=True, max_length=limit
-            )
-            rows.append(encoders.run_padded(encode, batch_size, batch["input_ids"], batch["attention_mask"]))
-            if progress:
-                progress(part.stop - part.start)
-        return self._stack(rows)
+
+        def encode(ids: np.ndarray, mask: np.ndarray) -> encoders.Encoding:
+            return encoders.Encoding(encoders.encode_text(self.model, self.params, ids, mask), len(ids))
+
+        batching = TokenBatching(self.processor.tokenizer, self.text_limit, tokens=32 * batch_size)
+        return self._stack(list(batching.encode(encode, texts, progress)))
+
+    @property
+    def text_limit(self) -> int:
+        """To how many tokens texts are cut."""
+        limit: int = min(self.processor.tokenizer.model_max_length, self.model.config.text_config.max_tokens)
+        return limit
 
     def encode_images(
         self, images: Any, *, batch_size: int = 32, progress: Progress | None = None

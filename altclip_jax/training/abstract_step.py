@@ -64,6 +64,7 @@ def abstract_step(config: RunConfig, mesh: Mesh) -> Step:
         accumulate=config.loss.accumulate,
         max_log_scale=config.loss.max_log_scale,
         ema_decay=config.optimizer.ema_decay,
+        groups=parallel.batch_devices(mesh),
         scan_layers=config.model.scan_layers,
         gather=functools.partial(parallel.gathered, mesh),
     )

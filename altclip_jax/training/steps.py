@@ -14,6 +14,7 @@ import optax
 from jax import Array, lax
 
 from altclip_jax.model.stacked import stack_layers, unstack_layers
+from altclip_jax.parallel import BATCH
 from altclip_jax.training.losses import gather, interleave
 from altclip_jax.training.objectives import Batch, Features, Objective
 from altclip_jax.training.partition import merge
@@ -37,6 +38,8 @@ class StepSettings:
         max_log_scale: Where the temperature stops.
         ema_decay: Of the moving average, or None; after n steps it is at most (1 + n) / (10 + n).
         gather: What is done to parameters before they are computed with, see `parallel.gathered`.
+        groups: Over how many devices the rows are dealt, along `parallel.BATCH`. With gradient caching each adds up the
+            gradient of its own rows over all parts, before they are summed over devices once.
         scan_layers: Compile one layer of each tower and scan over all, see `model.stacked`.
         axis: Under pmap, over which the rows of the batch are dealt, see `pmapped`.
     """
@@ -48,6 +51,7 @@ class StepSettings:
     max_log_scale: float = math.log(100)
     ema_decay: float | None = None
     gather: Callable[[Params], Params] = lambda params: params
+    groups: int = 1
     scan_layers: bool = True
     axis: str | None = None
 
@@ -113,7 +117,7 @@ def value_and_gradient(
         return objective.loss(encode(params, part, keys), _log_scale(params, locked))
 
     if settings.micro_batches > 1:
-        return _cached(encode, objective, settings.micro_batches, params, locked, batch, keys)
+        return _cached(encode, objective, settings, params, locked, batch, keys)
     if settings.accumulate > 1:
         return _accumulated(loss, settings.accumulate, params, batch, keys)
     return jax.value_and_grad(loss, has_aux=True)(params, batch, keys)
@@ -129,8 +133,15 @@ def row_keys(settings: StepSettings, step: Array, rows: int) -> Array | None:
 
 
 def _cached(
-    encode: Any, objective: Objective, parts: int, params: Params, locked: Params, batch: Batch, keys: Array | None
+    encode: Any,
+    objective: Objective,
+    settings: StepSettings,
+    params: Params,
+    locked: Params,
+    batch: Batch,
+    keys: Array | None,
 ) -> tuple[tuple[Array, Metrics], Params]:
+    parts = settings.micro_batches
     dealt = jax.tree.map(lambda rows: interleave(rows, parts), (batch, keys))
     features = jax.tree.map(gather, lax.map(lambda part: encode(params, *part), dealt))
 
@@ -139,15 +150,22 @@ def _cached(
 
     # the loss itself depends on the temperature, everything else goes through the features
     (loss, metrics), (to_features, direct) = jax.value_and_grad(whole, argnums=(0, 1), has_aux=True)(features, params)
+    groups = settings.groups if _rows(batch) % (parts * settings.groups) == 0 else 1
+    (axes,) = BATCH
+
+    @functools.partial(jax.vmap, spmd_axis_name=axes)
+    def pulled(rows: Any, to_rows: Features) -> Params:
+        gradient: Params = jax.vjp(lambda params: encode(params, *rows), params)[1](to_rows)[0]
+        return gradient
 
     def add(gradient: Params, part: Any) -> tuple[Params, None]:
-        rows, to_rows = part
-        pulled = jax.vjp(lambda params: encode(params, *rows), params)[1](to_rows)[0]
-        return jax.tree.map(jnp.add, gradient, pulled), None
+        grouped = jax.tree.map(lambda rows: rows.reshape(groups, -1, *rows.shape[1:]), part)
+        return jax.tree.map(jnp.add, gradient, pulled(*grouped)), None
 
+    nothing = jax.tree.map(lambda leaf: jnp.zeros((groups, *leaf.shape), leaf.dtype), params)
     to_parts = jax.tree.map(lambda rows: interleave(rows, parts), to_features)
-    gradient, _ = lax.scan(add, direct, (dealt, to_parts))
-    return (loss, metrics), gradient
+    gradient, _ = lax.scan(add, nothing, (dealt, to_parts))
+    return (loss, metrics), jax.tree.map(lambda own, of_groups: own + of_groups.sum(axis=0), direct, gradient)
 
 
 def _accumulated(

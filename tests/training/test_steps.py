@@ -77,7 +77,8 @@ def test_any_mesh_gives_the_gradient_of_one_device(model, params, batch, axes, f
     _, expected = gradient_function(Contrastive(model), StepSettings())(params, {}, batch, None)
     placed = jax.device_put(params, parallel.param_shardings(mesh, params))
     gather = functools.partial(parallel.gathered, mesh)
-    (_, _), found = gradient_function(objective, StepSettings(gather=gather, **settings))(
+    groups = parallel.batch_devices(mesh)
+    (_, _), found = gradient_function(objective, StepSettings(gather=gather, groups=groups, **settings))(
         placed, {}, parallel.place_batch(mesh, batch, 16, np.arange(16)), None
     )
     assert distance(expected, found) <= 2e-6

@@ -75,6 +75,14 @@ def test_arguments_are_the_sum_of_their_shards_and_loops_are_counted(small):
     assert made.unknown_loops == 0
 
 
+def test_parts_of_a_batch_send_the_gradient_over_devices_once(small):
+    mesh, sent = planning.parallel.make_mesh(data=8), []
+    for parts in (1, 2):
+        made = plan(small(loss__micro_batches=parts), mesh, compiler="cpu")
+        sent.append(sum(one.sent for one in made.exchanges if one.kind == "all-reduce"))
+    assert sent[0] * 0.9 < sent[1] < sent[0] * 1.1
+
+
 def test_no_weights_are_needed_and_a_missing_config_is_told(settings, workshop, tmp_path):
     for name in ("student", "clip"):
         (tmp_path / f"{name}.json").write_bytes((workshop / name / "config.json").read_bytes())

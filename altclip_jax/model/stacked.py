@@ -7,7 +7,7 @@ layer instead of all, and its backward pass holds what rematerialisation says, a
 
 from __future__ import annotations
 
-import itertools
+import re
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -18,22 +18,34 @@ from jax import Array, lax
 from jaxtyping import Float
 
 STACK = "layers"
-_LAYER = "layer_{}"
+_PREFIX = "layer_"
+_LAYER = re.compile(rf"{_PREFIX}\d+")
 
 
-def stack_layers(params: dict[str, Any]) -> dict[str, Any]:
-    """Returns a tree in which the layers of each tower are stacked, where they all have the same leaves.
+def stack_layers(*trees: dict[str, Any]) -> tuple[dict[str, Any], ...]:
+    """Returns trees in which the layers of each tower are stacked; undone by `unstack_layers`.
 
-    Undone by `unstack_layers`. A tower whose layers differ, since some of one are kept elsewhere, stays as it is.
+    Args:
+        trees: What one model has its parameters in, such as those that train and those that do not. A tower of which
+            some tree has a part of the layers, or layers with different leaves, stays as it is in all.
     """
-    layers = _layers(params)
-    rest = {name: leaf for name, leaf in params.items() if name not in layers}
-    if layers:
-        own = list(layers.values())
-        if len({_description(layer) for layer in own}) > 1:
-            return params
-        rest[STACK] = jax.tree.map(lambda *leaves: jnp.stack(leaves), *own)
-    return {name: stack_layers(leaf) if isinstance(leaf, dict) else leaf for name, leaf in rest.items()}
+    own = [{name: tree[name] for name in tree if _LAYER.fullmatch(name)} for tree in trees]
+    names = sorted(set().union(*own), key=lambda name: int(name.removeprefix(_PREFIX)))
+    whole = all(not layers or (layers.keys() == set(names) and _are_alike(layers)) for layers in own)
+    stacked: list[dict[str, Any]] = [
+        {name: leaf for name, leaf in tree.items() if not (whole and name in names)} for tree in trees
+    ]
+    below = [name for name in set().union(*stacked) if any(isinstance(tree.get(name), dict) for tree in stacked)]
+    for name in below:
+        parts = stack_layers(*(tree.get(name, {}) for tree in stacked))
+        for tree, part in zip(stacked, parts, strict=True):
+            if name in tree:
+                tree[name] = part
+    if whole:
+        for tree, layers in zip(stacked, own, strict=True):
+            if layers:
+                tree[STACK] = jax.tree.map(lambda *leaves: jnp.stack(leaves), *(layers[name] for name in names))
+    return tuple(stacked)
 
 
 def unstack_layers(params: dict[str, Any]) -> dict[str, Any]:
@@ -42,7 +54,7 @@ def unstack_layers(params: dict[str, Any]) -> dict[str, Any]:
     if STACK in params:
         depth = len(jax.tree.leaves(params[STACK])[0])
         rest |= {
-            _LAYER.format(layer): jax.tree.map(lambda leaf, layer=layer: leaf[layer], params[STACK])
+            f"{_PREFIX}{layer}": jax.tree.map(lambda leaf, layer=layer: leaf[layer], params[STACK])
             for layer in range(depth)
         }
     return {name: unstack_layers(leaf) if isinstance(leaf, dict) else leaf for name, leaf in rest.items()}
@@ -85,18 +97,15 @@ def run_layers(
         return last, (x, *states) if output_hidden_states else (), attentions
     states_, attentions_ = [x], []
     for layer in range(depth):
-        x, weights = block(name=_LAYER.format(layer))(x, bias, head_masks[layer], output_attentions, deterministic)
+        x, weights = block(name=f"{_PREFIX}{layer}")(x, bias, head_masks[layer], output_attentions, deterministic)
         states_.append(x)
         attentions_.append(weights)
     return x, tuple(states_) if output_hidden_states else (), tuple(attentions_)
 
 
-def _layers(params: dict[str, Any]) -> dict[str, Any]:
-    """Returns those of layer_0, layer_1, ... that are there without a gap."""
-    names = itertools.takewhile(params.__contains__, map(_LAYER.format, itertools.count()))
-    return {name: params[name] for name in names}
+def _are_alike(layers: dict[str, Any]) -> bool:
+    def description(layer: Any) -> Any:
+        leaves, structure = jax.tree.flatten(layer)
+        return structure, tuple((leaf.shape, leaf.dtype) for leaf in leaves)
 
-
-def _description(layer: Any) -> Any:
-    leaves, structure = jax.tree.flatten(layer)
-    return structure, tuple((leaf.shape, leaf.dtype) for leaf in leaves)
+    return len(set(map(description, layers.values()))) == 1

@@ -106,7 +106,7 @@ def value_and_gradient(
     """Returns ((loss, metrics), gradient of `params`) of a batch, in one of three ways that differ in memory alone."""
     if settings.scan_layers:
         unscanned = dataclasses.replace(settings, scan_layers=False)
-        params, locked, helper = (stack_layers(tree) for tree in (params, locked, helper))
+        (params, locked), (helper,) = stack_layers(params, locked), stack_layers(helper)
         value, gradient = value_and_gradient(objective, unscanned, params, locked, helper, batch, keys)
         return value, unstack_layers(gradient)
 

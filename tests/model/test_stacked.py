@@ -7,6 +7,7 @@ import pytest
 
 from altclip_jax import AltCLIPConfig, AltCLIPModel, AltCLIPTextModel, AltCLIPVisionModel, CLIPConfig, CLIPTextModel
 from altclip_jax.model.stacked import stack_layers, unstack_layers
+from altclip_jax.training.partition import merge, split
 
 TEXT = {
     "vocab_size": 60,
@@ -66,7 +67,7 @@ def distance(left, right):
 def test_a_stack_gives_states_weights_and_gradients_of_the_layers_one_by_one(kind, config, inputs, more, remat):
     model = kind(config, remat=remat)
     params = model.init_params(jax.random.key(1))
-    stacked = stack_layers(params)
+    (stacked,) = stack_layers(params)
     assert "layers" in stacked
     assert "layer_0" not in stacked
     expected, found = (everything(model, tree, *inputs, **more) for tree in (params, stacked))
@@ -86,7 +87,7 @@ def test_a_stack_gives_states_weights_and_gradients_of_the_layers_one_by_one(kin
 
 def test_unasked_for_states_are_not_returned(params):
     model = AltCLIPTextModel(CONFIG.text_config)
-    for tree in (params["text_model"], stack_layers(params["text_model"])):
+    for tree in (params["text_model"], *stack_layers(params["text_model"])):
         outputs = model.apply({"params": tree}, IDS, MASK)
         assert outputs.hidden_states is None
         assert outputs.attentions is None
@@ -94,7 +95,7 @@ def test_unasked_for_states_are_not_returned(params):
 
 def test_dropout_in_a_stack_differs_from_layer_to_layer_and_is_a_function_of_the_key(params):
     model = AltCLIPTextModel(CONFIG.text_config)
-    stacked = stack_layers(params["text_model"])
+    (stacked,) = stack_layers(params["text_model"])
     same = jax.tree.map(lambda leaf: jnp.broadcast_to(leaf[:1], leaf.shape), stacked["layers"])
 
     def states(key):
@@ -112,7 +113,7 @@ def test_dropout_in_a_stack_differs_from_layer_to_layer_and_is_a_function_of_the
 
 
 def test_a_tree_is_stacked_and_unstacked_as_it_was(params):
-    stacked = stack_layers(params)
+    (stacked,) = stack_layers(params)
     assert stacked["text_model"]["layers"]["mlp"]["up"]["kernel"].shape == (3, 16, 24)
     back = unstack_layers(stacked)
     assert jax.tree.structure(back) == jax.tree.structure(params)
@@ -122,13 +123,28 @@ def test_a_tree_is_stacked_and_unstacked_as_it_was(params):
 def test_a_tower_of_which_some_leaves_are_kept_elsewhere_stays_as_it_is(params):
     text = dict(params["text_model"])
     text["layer_1"] = {"mlp": text["layer_1"]["mlp"]}
-    stacked = stack_layers({**params, "text_model": text})
+    (stacked,) = stack_layers({**params, "text_model": text})
     assert "layer_0" in stacked["text_model"]
     assert "layers" in stacked["vision_model"]
+
+
+@pytest.mark.parametrize("frozen", ["text_model/layer_0/.*", "text_model/layer_2/mlp/.*", "text_model/.*/mlp/.*"])
+def test_trees_of_one_model_are_stacked_together_or_not_at_all(params, frozen):
+    trained, locked = split(params, ("text_model", "logit_scale"), [frozen])
+    model = AltCLIPModel(CONFIG)
+    stacked = [merge(*stack_layers(trained, locked)), merge(*stack_layers(locked, trained))]
+    everywhere = frozen == "text_model/.*/mlp/.*"
+    for tree in stacked:
+        assert ("layers" in tree["text_model"]) == everywhere
+        assert ("layer_0" in tree["text_model"]) != everywhere
+        assert "layers" in tree["vision_model"]
+        assert jax.tree.structure(unstack_layers(tree)) == jax.tree.structure(params)
+        expected, found = (model.apply({"params": own}, IDS, PIXELS, MASK).logits_per_text for own in (params, tree))
+        np.testing.assert_allclose(found, expected, atol=1e-5)
 
 
 def test_leaves_that_every_layer_lacks_do_not_matter(params):
     text = {
         name: {"mlp": leaf["mlp"]} if name.startswith("layer_") else leaf for name, leaf in params["text_model"].items()
     }
-    assert set(stack_layers(text)["layers"]) == {"mlp"}
+    assert set(stack_layers(text)[0]["layers"]) == {"mlp"}

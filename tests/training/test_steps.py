@@ -229,6 +229,18 @@ def test_an_update_that_is_not_finite_is_not_applied_nor_any_after_it(model, par
     jax.tree.map(np.testing.assert_array_equal, later.replace(healthy=before.healthy), before)
 
 
+def test_an_update_that_only_the_optimizer_made_infinite_says_that_its_state_is_not_to_be_used(model, params, batch):
+    trained, locked = split(params, ("text_model", "logit_scale"))
+    optimizer = optax.chain(optax.scale(1e30), optax.scale(1e30))
+    step = jax.jit(make_train_step(Contrastive(model), optimizer, StepSettings()))
+    broken, metrics = step(initial_state(trained, optimizer, averaged=False), locked, {}, batch)
+    assert np.isfinite(metrics["gradient_norm"])
+    assert not metrics["finite"]
+    assert not broken.healthy
+    after, _ = step(broken, locked, {}, batch)
+    jax.tree.map(np.testing.assert_array_equal, after, broken)
+
+
 @pytest.mark.parametrize(("decay", "first"), [(0.05, 0.05), (0.999, 0.1)])
 def test_the_average_follows_the_parameters_and_at_first_forgets_faster(model, params, batch, decay, first):
     """After the first update its decay is at most (1 + 0) / (10 + 0)."""

@@ -110,8 +110,11 @@ def value_and_gradient(
         value, gradient = value_and_gradient(objective, unscanned, params, locked, helper, batch, keys)
         return value, unstack_layers(gradient)
 
+    # once for all parts; the values are the same, and so is the gradient of either
+    params, locked = settings.gather(params), settings.gather(locked)
+
     def encode(params: Params, part: Batch, keys: Array | None) -> Features:
-        return objective.encode(settings.gather(merge(params, locked)), helper, part, keys)
+        return objective.encode(merge(params, locked), helper, part, keys)
 
     def loss(params: Params, part: Batch, keys: Array | None) -> tuple[Array, Metrics]:
         return objective.loss(encode(params, part, keys), _log_scale(params, locked))

@@ -22,6 +22,7 @@ FLOORS = (
     "checkpoints",
     "student",
     "inference",
+    "corpus",
     "evaluation",
     "training",
     "cli",

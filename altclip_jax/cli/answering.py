@@ -1,4 +1,4 @@
-"""classify, similarity, embed: what a model says of pictures and texts."""
+"""classify, similarity: what a model says of pictures and texts."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ _PICTURES = {".png", ".jpg", ".jpeg", ".webp", ".gif", ".bmp", ".tif", ".tiff"}
 def add_commands(commands: Any) -> None:
     """Adds the commands of this file to the subparsers of `altclip`."""
     classify = add_command(commands, "classify", _classify, "which label fits each picture")
-    _add_images(classify)
+    add_images(classify)
     classify.add_argument("--labels", nargs="+", required=True, metavar="LABEL", help="names, in any language")
     classify.add_argument(
         "--templates", nargs="+", default=["{}"], metavar="T", help="prompts with one {} each, averaged per label"
@@ -24,23 +24,20 @@ def add_commands(commands: Any) -> None:
     add_model_options(classify)
 
     similarity = add_command(commands, "similarity", _similarity, "cosine of each picture with each text")
-    _add_images(similarity)
+    add_images(similarity)
     similarity.add_argument("--texts", nargs="+", required=True, metavar="TEXT", help="texts, in any language")
     add_model_options(similarity)
 
-    embed = add_command(commands, "embed", _embed, "write unit embeddings of pictures and texts to a file")
-    _add_images(embed, nargs="*")
-    embed.add_argument("--texts", nargs="+", default=[], metavar="TEXT", help="texts, in any language")
-    embed.add_argument("--output", required=True, type=Path, metavar="FILE", help="an .npz or .safetensors file")
-    add_model_options(embed)
 
-
-def _add_images(parser: argparse.ArgumentParser, nargs: str = "+") -> None:
-    parser.add_argument("images", nargs=nargs, metavar="IMAGE", help="picture files, folders or glob patterns")
+def add_images(
+    parser: argparse.ArgumentParser, nargs: str = "+", help_text: str = "picture files, folders or glob patterns"
+) -> None:
+    """Adds the pictures that a command takes."""
+    parser.add_argument("images", nargs=nargs, metavar="IMAGE", help=help_text)
 
 
 def _classify(options: argparse.Namespace) -> None:
-    files, clip = _find_images(options.images), load_model(options)
+    files, clip = find_images(options.images), load_model(options)
     with encoding_progress(len(files)) as done:
         rows = clip.classify(files, options.labels, templates=options.templates, progress=done)
     if options.json:
@@ -58,7 +55,7 @@ def _classify(options: argparse.Namespace) -> None:
 
 
 def _similarity(options: argparse.Namespace) -> None:
-    files, clip = _find_images(options.images), load_model(options)
+    files, clip = find_images(options.images), load_model(options)
     with encoding_progress(len(files)) as done:
         rows = clip.encode_images(files, progress=done) @ clip.encode_text(options.texts).T
     if options.json:
@@ -70,23 +67,12 @@ def _similarity(options: argparse.Namespace) -> None:
             print(f"  {cosine:7.4f}  {text}")
 
 
-def _embed(options: argparse.Namespace) -> None:
-    from altclip_jax.inference.embedding_file import write_embeddings
+def find_images(patterns: Sequence[str]) -> list[Path]:
+    """Returns the pictures that files, folders and patterns name.
 
-    if not options.images and not options.texts:
-        raise ValueError("There is nothing to embed: name pictures, or give texts with --texts.")
-    files, clip = _find_images(options.images), load_model(options)
-    with encoding_progress(len(files) + len(options.texts)) as done:
-        images, texts = clip.encode_images(files, progress=done), clip.encode_text(options.texts, progress=done)
-    names = [str(file) for file in files]
-    write_embeddings(options.output, images=images, image_names=names, texts=texts, text_names=options.texts)
-    if options.json:
-        print_json({"output": str(options.output), "images": list(images.shape), "texts": list(texts.shape)})
-        return
-    print(f"{options.output}: {len(images)} pictures and {len(texts)} texts, {images.shape[1]} numbers each")
-
-
-def _find_images(patterns: Sequence[str]) -> list[Path]:
+    Raises:
+        FileNotFoundError: one of them names none.
+    """
     import glob
 
     files: list[Path] = []

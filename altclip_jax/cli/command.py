@@ -29,6 +29,13 @@ def add_hub_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--local-files-only", action="store_true", help="never use the network")
 
 
+def positive(text: str) -> int:
+    """Returns the whole number from 1 on that an option names."""
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is no whole number from 1 on")
+    return int(text)
+
+
 def print_json(value: object) -> None:
     """Prints a value on standard output."""
     print(json.dumps(value, ensure_ascii=False, indent=2))

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from altclip_jax.cli.command import add_command, print_json
+from altclip_jax.cli.command import add_command, positive, print_json
 from altclip_jax.cli.model import add_model_options, encoding_progress, load_model, several_encodings
 
 
@@ -72,14 +72,8 @@ def add_commands(commands: Any) -> None:
 
 def _add_common(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--html", type=Path, metavar="FILE", help="write a report with plots and examples, too")
-    parser.add_argument("--batch-size", type=_positive, default=64, metavar="N", help="default: %(default)s")
+    parser.add_argument("--batch-size", type=positive, default=64, metavar="N", help="default: %(default)s")
     add_model_options(parser)
-
-
-def _positive(text: str) -> int:
-    if not text.isdecimal() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"{text!r} is no whole number from 1 on")
-    return int(text)
 
 
 def _retrieval(options: argparse.Namespace) -> None:

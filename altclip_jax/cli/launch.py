@@ -10,7 +10,7 @@ from typing import Any
 
 from altclip_jax.cli.job import ASKED_TO_STOP, Job
 
-_IN_SEVERAL = ("train",)  # the commands that have the options of cli/processes.py
+_IN_SEVERAL = ("train", "embed")  # the commands that have the options of cli/processes.py
 _GIVEN_HERE = ("--coordinator", "--processes", "--process", "--local-devices", "--distributed")
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import numpy as np
-from jaxtyping import Float
+from jaxtyping import Float, Shaped
 
 from altclip_jax.data.augment import Augmentation
 from altclip_jax.data.samples import Picture, SampleError
@@ -38,7 +38,13 @@ class Pixels:
     def __call__(
         self, name: str, picture: Picture, generator: np.random.Generator | None
     ) -> Float[np.ndarray, "3 height width"]:
-        """Returns pixel values, float32.
+        """Returns pixel values, float32; see `cropped`."""
+        return self._processor.normalize(self.cropped(name, picture, generator))
+
+    def cropped(
+        self, name: str, picture: Picture, generator: np.random.Generator | None = None
+    ) -> Shaped[np.ndarray, "height width 3"]:
+        """Returns the picture in its final size, uint8, not yet normalised.
 
         Args:
             name: What errors call the sample.
@@ -59,10 +65,9 @@ class Pixels:
         except ValueError as error:  # a path with a NUL
             raise SampleError(name, f"{called} is no path ({error})") from None
         try:
-            pixels = self._augmented(data, called, generator) if generator else self._plain(data, called)
+            return self._augmented(data, called, generator) if generator else self._plain(data, called)
         except ImageError as error:
             raise SampleError(name, str(error)) from None
-        return self._processor.normalize(pixels)
 
     def _plain(self, data: bytes, called: str) -> np.ndarray:
         return self._processor.resize_and_crop(data, called)

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from altclip_jax.data.fields import captions_of, image_text_roles, may_have, present_roles
+from altclip_jax.data.fields import Roles, captions_of, image_text_roles, may_have, present_roles
 from altclip_jax.data.samples import ImageText, Picture, SampleError
 from altclip_jax.data.shards import IMAGE, Shards
 
@@ -60,35 +60,41 @@ class WebDataset:
         """
         place = index if self._kept is None else int(self._kept[index])
         name = self._shards.name(place)
-        captions = captions_of(name, self._fields(place), self._languages)
+        captions = captions_of(name, sample_fields(self._shards, place, self._roles), self._languages)
         if not self._shards.has(place, IMAGE):
             raise SampleError(name, "it has no picture beside its caption")
         return ImageText(name, captions, (Picture(name, partial(self._shards.read, place, IMAGE)),))
 
-    def _fields(self, place: int) -> dict[str, Any]:
-        """Returns the caption and what else the sample says, by our names.
-
-        Raises:
-            SampleError: it is not UTF-8, or not JSON.
-        """
-        name = self._shards.name(place)
-        fields: dict[str, Any] = {}
-        try:
-            if self._shards.has(place, "json"):
-                values = json.loads(self._shards.read(place, "json").decode())
-                if not isinstance(values, dict):
-                    raise SampleError(name, f"its json is a {type(values).__name__}, expected an object")
-                fields = {role: values[key] for role, key in present_roles(self._roles, values).items()}
-            if not fields.get("caption") and not fields.get("captions") and self._shards.has(place, "text"):
-                fields["caption"] = self._shards.read(place, "text").decode("utf-8-sig")
-        except UnicodeDecodeError as error:
-            raise SampleError(name, f"its caption is not UTF-8 ({error.reason} at byte {error.start})") from None
-        except (json.JSONDecodeError, RecursionError) as error:
-            raise SampleError(name, f"its json is damaged ({error})") from None
-        return fields
-
     def _may_have(self, place: int, languages: Sequence[str]) -> bool:
         try:
-            return may_have(self._fields(place), languages)
+            return may_have(sample_fields(self._shards, place, self._roles), languages)
         except SampleError:
             return True  # it is told when it is read as a sample
+
+
+def sample_fields(shards: Shards, place: int, roles: Roles) -> dict[str, Any]:
+    """Returns the caption and what else the sample says, by our names.
+
+    Args:
+        shards: With members of the kinds "json" and "text".
+        place: Of the sample.
+        roles: The names that each role may have in its JSON.
+
+    Raises:
+        SampleError: it is not UTF-8, or not JSON.
+    """
+    name = shards.name(place)
+    fields: dict[str, Any] = {}
+    try:
+        if shards.has(place, "json"):
+            values = json.loads(shards.read(place, "json").decode())
+            if not isinstance(values, dict):
+                raise SampleError(name, f"its json is a {type(values).__name__}, expected an object")
+            fields = {role: values[key] for role, key in present_roles(roles, values).items()}
+        if not fields.get("caption") and not fields.get("captions") and shards.has(place, "text"):
+            fields["caption"] = shards.read(place, "text").decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise SampleError(name, f"its caption is not UTF-8 ({error.reason} at byte {error.start})") from None
+    except (json.JSONDecodeError, RecursionError) as error:
+        raise SampleError(name, f"its json is damaged ({error})") from None
+    return fields

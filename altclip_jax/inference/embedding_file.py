@@ -43,5 +43,8 @@ def write_embeddings(
         names = {"image_names": json.dumps(list(image_names)), "text_names": json.dumps(list(text_names))}
         data = save({"images": images, "texts": texts}, metadata=names)
     else:
-        raise ValueError(f"{path} ends neither in .npz nor in .safetensors, the two forms embeddings are written in.")
+        raise ValueError(
+            f"{path} ends neither in .npz nor in .safetensors, the two forms embeddings are written in; for a folder"
+            " with a dot in its name, write a / behind it."
+        )
     write_bytes(path, data)

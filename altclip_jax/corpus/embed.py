@@ -1,0 +1,256 @@
+"""A corpus to a store: read by threads ahead of the devices, part by part."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import time
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+from jax.sharding import Mesh
+
+from altclip_jax.corpus.items import Corpus
+from altclip_jax.corpus.store import Description, Kind, Rows, Store
+from altclip_jax.data.ahead import Ahead, in_batches
+from altclip_jax.data.augment import Augmentation
+from altclip_jax.data.batches import keep_tokenizers_single
+from altclip_jax.data.pixels import Pixels
+from altclip_jax.data.samples import Caption, SampleError
+from altclip_jax.inference.compiled import CompiledEncoders
+from altclip_jax.inference.encoders import Encoding, in_flight
+from altclip_jax.inference.pipeline import AltCLIP
+from altclip_jax.inference.token_batches import TokenBatching
+from altclip_jax.weights.convert import Params, flatten
+
+_SMALL = 4096  # numbers of a parameter up to which it counts for the fingerprint
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Settings:
+    """How a corpus is embedded.
+
+    Attributes:
+        kinds: "images" and "texts", or one of them.
+        part_items: Items of a part: what a kill loses at most, and how often files are written.
+        batch_size: Pictures that the model sees at once, on all devices of this process together.
+        tokens: Of a batch of captions.
+        threads: How many read and decode.
+        form: "npy" or "safetensors".
+        stored: The dtype of the rows, "float32" or "float16".
+    """
+
+    kinds: tuple[Kind, ...] = ("images", "texts")
+    part_items: int = 4096
+    batch_size: int = 32
+    tokens: int = 2048
+    threads: int = 4
+    form: str = "npy"
+    stored: str = "float32"
+
+    def __post_init__(self) -> None:
+        for name in ("part_items", "batch_size", "tokens", "threads"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} is {getattr(self, name)}; at least 1 is needed.")
+
+
+class Pace(NamedTuple):
+    """How a run goes: items that are done, and the seconds since it began and of these spent waiting for items."""
+
+    done: int
+    seconds: float
+    waited: float
+
+    def __str__(self) -> str:
+        share = self.waited / max(self.seconds, 1e-9)
+        return f"{self.done / max(self.seconds, 1e-9):,.1f} items/s, {share:.0%} decoding, {1 - share:.0%} computing"
+
+
+class _Read(NamedTuple):
+    """An item that was read: its pictures and captions, each with its name, and what was wrong."""
+
+    item: int
+    pictures: list[tuple[str, np.ndarray]]
+    captions: list[tuple[str, Caption]]
+    faults: list[SampleError]
+
+
+def describe(clip: AltCLIP, corpus: Corpus, settings: Settings) -> Description:
+    """Returns what a store of these embeddings says of itself."""
+    return Description(
+        model=clip.name,
+        fingerprint=fingerprint(clip.params),
+        width=clip.model.config.projection_dim,
+        computed=str(np.dtype(clip.model.dtype)),
+        stored=settings.stored,
+        form=settings.form,
+        corpus=corpus.identity,
+        items=len(corpus),
+        part_items=settings.part_items,
+        kinds=settings.kinds,
+        faults=tuple((fault.name, fault.reason) for fault in corpus.faults),
+    )
+
+
+def fingerprint(params: Params) -> str:
+    """Returns a hash of the small parameters, the biases and scales, by which two checkpoints are told apart."""
+    digest = hashlib.sha256()
+    for path, leaf in sorted(flatten(params).items()):
+        digest.update(f"{path} {leaf.shape} {leaf.dtype}\n".encode())
+        if leaf.size <= _SMALL:
+            digest.update(np.asarray(leaf).tobytes())
+    return digest.hexdigest()[:16]
+
+
+def embed_corpus(
+    clip: AltCLIP,
+    corpus: Corpus,
+    folder: Path,
+    settings: Settings,
+    *,
+    resume: bool = False,
+    share: tuple[int, int] = (0, 1),
+    mesh: Mesh | None = None,
+    progress: Callable[[Pace], None] | None = None,
+) -> Pace:
+    """Embeds the parts of a corpus that are not there yet.
+
+    Args:
+        clip: The model.
+        corpus: What is embedded.
+        folder: Of the store.
+        settings: How.
+        resume: Go on with a store that is there.
+        share: (i, n): of n processes this is number i, and makes the parts i, i + n, ...
+        mesh: Devices of this process; None: one.
+        progress: Told after each batch.
+
+    Raises:
+        FileExistsError: there is a store, and `resume` is not set.
+        ValueError: it is of something else.
+        OSError: the store cannot be written, or the machine fails while items are read.
+    """
+    store = Store.begin(folder, describe(clip, corpus, settings), resume=resume)
+    run = _Run(clip, corpus, store, settings, mesh)
+    own = [part for part in store.missing() if part % share[1] == share[0]]
+    store.clear(own)
+    return run(own, progress or (lambda pace: None))
+
+
+class _Run:
+    def __init__(self, clip: AltCLIP, corpus: Corpus, store: Store, settings: Settings, mesh: Mesh | None):
+        keep_tokenizers_single()
+        self._corpus, self._store, self._settings = corpus, store, settings
+        self._pixels = Pixels(clip.processor.image_processor, Augmentation())
+        self._encoders = CompiledEncoders(
+            clip.model, clip.params, mesh=mesh, image_processor=clip.processor.image_processor
+        )
+        self._batching = TokenBatching(
+            clip.processor.tokenizer,
+            clip.text_limit,
+            tokens=settings.tokens,
+            steady=True,
+            multiple=self._encoders.multiple,
+        )
+        self._none = np.zeros((0, clip.model.config.projection_dim), np.float32)
+        self._done, self._waited = 0, 0.0
+
+    def __call__(self, parts: Sequence[int], progress: Callable[[Pace], None]) -> Pace:
+        self._began, self._progress = time.perf_counter(), progress
+        jobs = (batch for part in parts for batch in in_batches(self._store.items_of(part), self._settings.batch_size))
+        ahead: Ahead[int, _Read, list[_Read]] = Ahead(
+            jobs, self._read, list, threads=self._settings.threads, ahead=max(2, self._settings.threads // 2)
+        )
+        writer = ThreadPoolExecutor(1, "altclip-store")  # the devices do not wait for the disk
+        written: Future[None] | None = None
+        try:
+            for part in parts:
+                rows, unreadable = self._embedded(part, ahead)
+                if written is not None:
+                    written.result()
+                written = writer.submit(self._store.write, part, rows, unreadable)
+            if written is not None:
+                written.result()
+        finally:
+            ahead.close()
+            writer.shutdown()
+        return self._pace()
+
+    def _pace(self) -> Pace:
+        return Pace(self._done, time.perf_counter() - self._began, self._waited)
+
+    def _read(self, item: int) -> _Read:
+        """Reads an item, in a thread."""
+        read = _Read(item, [], [], [])
+        try:
+            sample = self._corpus.read(item)
+        except SampleError as error:
+            read.faults.append(error)
+            return read
+        if "texts" in self._settings.kinds:
+            read.captions.extend((sample.name, caption) for caption in sample.captions)
+        for picture in sample.pictures if "images" in self._settings.kinds else ():
+            try:
+                read.pictures.append((picture.name, self._pixels.cropped(picture.name, picture)))
+            except SampleError as error:
+                read.faults.append(error)
+        return read
+
+    def _embedded(
+        self, part: int, ahead: Ahead[int, _Read, list[_Read]]
+    ) -> tuple[dict[Kind, Rows], list[dict[str, Any]]]:
+        """Returns the rows of a part, and what has none."""
+        pictures: list[dict[str, Any]] = []
+        captions: list[dict[str, Any]] = []
+        unreadable: list[dict[str, Any]] = []
+
+        def begun() -> Iterator[Encoding]:
+            size, waiting = self._settings.batch_size, list[np.ndarray]()
+            for _ in range(0, len(self._store.items_of(part)), size):
+                batch, waited = next(ahead)
+                self._waited += waited
+                for read in batch:
+                    pictures.extend({"item": read.item, "id": name} for name, _ in read.pictures)
+                    captions.extend(_told(read.item, name, caption) for name, caption in read.captions)
+                    unreadable.extend(
+                        {"item": read.item, "id": fault.name, "reason": fault.reason} for fault in read.faults
+                    )
+                    waiting.extend(pixels for _, pixels in read.pictures)
+                while len(waiting) >= size:
+                    yield self._encoders.images(np.stack(waiting[:size]))
+                    del waiting[:size]
+                self._done += len(batch)
+                self._progress(self._pace())
+            if waiting:
+                yield self._encoders.images(np.stack(waiting), rows=size)
+
+        images = [self._none, *in_flight(begun())]
+        texts = [self._none, *self._batching.encode(self._encoders.text, [caption["text"] for caption in captions])]
+        stored = self._settings.stored
+        return {
+            "images": Rows(np.concatenate(images).astype(stored), pictures),
+            "texts": Rows(np.concatenate(texts).astype(stored), captions),
+        }, unreadable
+
+
+def _told(item: int, name: str, caption: Caption) -> dict[str, Any]:
+    language = {} if caption.language is None else {"language": caption.language}
+    return {"item": item, "id": name, "text": caption.text, **language}
+
+
+def local_mesh(fsdp: int = 1, tensor: int = 1) -> Mesh | None:
+    """Returns a mesh of this process' devices, or None if it is one.
+
+    Raises:
+        ValueError: the axes do not fit the devices.
+    """
+    from altclip_jax.parallel import make_mesh
+
+    devices = jax.local_devices()
+    if len(devices) == 1 and fsdp == tensor == 1:
+        return None
+    return make_mesh(fsdp=fsdp, tensor=tensor, devices=devices)

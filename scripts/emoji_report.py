@@ -157,7 +157,7 @@ def report(options: argparse.Namespace) -> dict[str, Any]:
     models = {path.parent.name: path for path in sorted(options.runs.glob("*/export"))}
     if options.bootstrap:
         models["bootstrap"] = options.bootstrap
-    found = {"teacher": measured(options.teacher, test, ("en",))}
+    found = {"teacher": measured(options.teacher, test, ("en",))} if options.teacher.exists() else {}
     found |= {name: measured(folder, test, LANGUAGES) for name, folder in models.items()}
     return {
         "pictures": {"seen": len(test.seen), "held_out": len(test.held), "without_flags": int((~test.flags).sum())},
@@ -177,7 +177,7 @@ def measured(folder: Path, test: TestSet, languages: Sequence[str]) -> dict[str,
     """Return a model's numbers by language."""
     print(f"measuring {folder}", file=sys.stderr, flush=True)
     clip = AltCLIP.from_pretrained(folder)
-    images = clip.encode_images(test.pictures([*test.seen, *test.held]))
+    images = clip.encode_images([on_white(path) for path in test.pictures([*test.seen, *test.held])])
     seen, held = len(test.seen), len(test.held)
     places, right = test.category_pictures()
     found = {}
@@ -213,12 +213,17 @@ def pixel_neighbour(test: TestSet) -> dict[str, float]:
 
 def small(path: Path) -> np.ndarray:
     """Return a picture's pixels as a unit vector."""
-    with Image.open(io.BytesIO(path.read_bytes())) as image:
-        white = Image.new("RGBA", image.size, (255, 255, 255, 255))
-        picture = Image.alpha_composite(white, image.convert("RGBA")).convert("RGB")
-    pixels = np.asarray(picture.resize((PIXELS, PIXELS), Image.Resampling.BOX), np.float32).reshape(-1)
+    picture = on_white(path).resize((PIXELS, PIXELS), Image.Resampling.BOX)
+    pixels = np.asarray(picture, np.float32).reshape(-1)
     unit: np.ndarray = pixels / np.linalg.norm(pixels)
     return unit
+
+
+def on_white(path: Path) -> Image.Image:
+    """Return a picture without its transparency."""
+    with Image.open(io.BytesIO(path.read_bytes())) as image:
+        white = Image.new("RGBA", image.size, (255, 255, 255, 255))
+        return Image.alpha_composite(white, image.convert("RGBA")).convert("RGB")
 
 
 def lines(path: Path) -> list[dict[str, Any]]:
@@ -231,7 +236,7 @@ def tables(result: dict[str, Any]) -> str:
     models = result["models"]
     several = [name for name in ("learned", "both-100", "locked-100") if f"{name}-0" in models]
     columns = {
-        "teacher": ["teacher"],
+        **({"teacher": ["teacher"]} if "teacher" in models else {}),
         **{name: sorted(key for key in models if key.startswith(f"{name}-")) for name in several},
     }
     if "bootstrap" in models:

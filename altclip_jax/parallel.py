@@ -15,10 +15,10 @@ import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Int
 
-from altclip_jax.model.stacked import STACK
 from altclip_jax.weights.convert import Params, flatten, unflatten
 
 AXES = ("data", "fsdp", "tensor")
+STACK = "layers"  # the name of layers one behind the other, along a first axis that is not cut: see `model.stacked`
 Axes = tuple[str | tuple[str, ...] | None, ...]  # for each dimension, the mesh axes that cut it
 BATCH: Axes = (("data", "fsdp"),)
 WHOLE: Axes = ()
@@ -109,7 +109,7 @@ def gathered(mesh: Mesh, params: Params, prefix: str = "") -> Params:
 
     def whole(path: str, leaf: Any) -> Any:
         rule = axes_of(prefix + path)
-        if f"/{STACK}/" in f"/{path}":  # layers one behind the other
+        if f"/{STACK}/" in f"/{path}":
             rule = (None, *(rule or ()))
         axes = tuple(None if axis == "fsdp" else axis for axis in _fitted(mesh, rule, leaf.shape))
         return constrain(leaf, sharding(mesh, axes))

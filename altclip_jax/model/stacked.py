@@ -17,7 +17,8 @@ from flax import linen as nn
 from jax import Array, lax
 from jaxtyping import Float
 
-STACK = "layers"
+from altclip_jax.parallel import STACK
+
 _PREFIX = "layer_"
 _LAYER = re.compile(rf"{_PREFIX}\d+")
 

@@ -133,6 +133,8 @@ def test_interruption_exits_with_130(capsys, monkeypatch):
         "classify",
         "similarity",
         "embed",
+        "index",
+        "search",
         "evaluate",
         "evaluate retrieval",
         "evaluate zero-shot",

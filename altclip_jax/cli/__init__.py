@@ -9,7 +9,7 @@ from __future__ import annotations
 import argparse
 from collections.abc import Sequence
 
-from altclip_jax.cli import answering, checkpoints, corpus, evaluate, launch, plan, training
+from altclip_jax.cli import answering, checkpoints, corpus, evaluate, launch, plan, search, training
 from altclip_jax.cli.command import explain
 from altclip_jax.cli.compilation_cache import keep_compiled_programs
 
@@ -36,6 +36,6 @@ def _parser() -> argparse.ArgumentParser:
         description="AltCLIP, the multilingual CLIP, in JAX. Without --model the embedded model answers, offline.",
     )
     commands = parser.add_subparsers(title="commands", required=True, metavar="COMMAND")
-    for family in (answering, corpus, evaluate, checkpoints, training, launch, plan):
+    for family in (answering, corpus, search, evaluate, checkpoints, training, launch, plan):
         family.add_commands(commands)
     return parser

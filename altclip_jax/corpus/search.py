@@ -18,6 +18,7 @@ from jaxtyping import Float, Int
 
 _BLOCK = 65_536  # rows that the device has at once
 _SPARE = 16  # candidates beyond k that are asked for at first
+_QUERIES = 512  # that are compared at once: their scores of a block are 128 MiB
 _EXACT_AT_ONCE = 8192  # rows that are copied as float64
 
 
@@ -49,7 +50,16 @@ def search(
     total = len(values)
     k, block = min(k, total), min(block, max(total, 1))
     found = Hits(np.zeros((len(queries), k), np.int64), np.zeros((len(queries), k), np.float64))
-    waiting = np.arange(len(queries)) if k else np.zeros(0, np.int64)
+    for start in range(0, len(queries) if k else 0, _QUERIES):
+        some = slice(start, start + _QUERIES)
+        _search(values, queries[some], Hits(found.rows[some], found.scores[some]), block)
+    return found
+
+
+def _search(values: np.ndarray, queries: np.ndarray, found: Hits, block: int) -> None:
+    """Fills in the hits of some queries."""
+    total, k = len(values), found.rows.shape[1]
+    waiting = np.arange(len(queries))
     wanted = min(k + _SPARE, total)
     while waiting.size:
         scores, rows = _candidates(values, queries[waiting], wanted, block)
@@ -61,7 +71,6 @@ def search(
             if wanted < total and near[-1] + _error(values, queries[place]) >= exact[k - 1]:
                 still.append(place)
         waiting, wanted = np.array(still, np.int64), min(wanted * 8, total)
-    return found
 
 
 def _ranked(values: np.ndarray, query: np.ndarray, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import functools
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Self
 
 import jax
@@ -90,13 +89,18 @@ class AltCLIP:
             ImageError: a picture cannot be read; the message names it.
         """
         images = list(images) if isinstance(images, (list, tuple)) else [images]
-        encode = functools.partial(encoders.encode_images, self.model, self.params)
+
+        def begun() -> Iterator[encoders.Encoding]:
+            for part in encoders.batches(len(images), batch_size):
+                pixels = self.processor(images=images[part])["pixel_values"]
+                padded = encoders.pad_rows(pixels, encoders.padded_size(len(pixels), batch_size))
+                yield encoders.Encoding(encoders.encode_images(self.model, self.params, padded), len(pixels))
+
         rows = []
-        for part in encoders.batches(len(images), batch_size):
-            batch = self.processor(images=images[part])
-            rows.append(encoders.run_padded(encode, batch_size, batch["pixel_values"]))
+        for found in encoders.in_flight(begun()):  # pictures are decoded while the last batch is computed
+            rows.append(found)
             if progress:
-                progress(part.stop - part.start)
+                progress(len(found))
         return self._stack(rows)
 
     def similarity(self, images: Any, texts: str | Sequence[str]) -> Float32[np.ndarray, "images texts"]:

@@ -49,6 +49,11 @@ def test_rows_that_float32_cannot_tell_apart_are_ranked():
     check(values, queries, 25, block=512)
 
 
+def test_many_queries():
+    generator = np.random.default_rng(5)
+    check(units(generator, 200, 16), units(generator, 1100, 16), 3)
+
+
 def test_rows_with_nan_are_behind_all_others():
     generator = np.random.default_rng(2)
     values = units(generator, 300, 32)

@@ -43,7 +43,9 @@ def add_commands(commands: Any) -> None:
     group.add_argument(
         "--part-items", type=positive, default=4096, metavar="N", help="items of a part; default: %(default)s"
     )
-    group.add_argument("--form", choices=["npy", "safetensors"], default="npy", help="of the parts; default: npy")
+    group.add_argument(
+        "--form", choices=["npy", "safetensors", "parquet"], default="npy", help="of the parts; default: %(default)s"
+    )
     group.add_argument(
         "--rows", choices=["float32", "float16"], default="float32", help="dtype of the rows; default: %(default)s"
     )

@@ -14,8 +14,9 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 
+from altclip_jax.corpus.forms import Rows, require
 from altclip_jax.corpus.items import Corpus
-from altclip_jax.corpus.store import Description, Kind, Rows, Store
+from altclip_jax.corpus.store import Description, Kind, Store
 from altclip_jax.data.ahead import Ahead, in_batches
 from altclip_jax.data.augment import Augmentation
 from altclip_jax.data.batches import keep_tokenizers_single
@@ -40,7 +41,7 @@ class Settings:
         batch_size: Pictures that the model sees at once, on all devices of this process together.
         tokens: Of a batch of captions.
         threads: How many read and decode.
-        form: "npy" or "safetensors".
+        form: "npy", "safetensors" or "parquet".
         stored: The dtype of the rows, "float32" or "float16".
     """
 
@@ -56,6 +57,7 @@ class Settings:
         for name in ("part_items", "batch_size", "tokens", "threads"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} is {getattr(self, name)}; at least 1 is needed.")
+        require(self.form)
 
 
 class Pace(NamedTuple):

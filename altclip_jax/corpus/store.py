@@ -1,7 +1,7 @@
 """Embeddings in a folder, in parts that are there whole or not at all.
 
     store.json                   what the embeddings are of, by which a run that goes on knows that it is the same
-    part-00000.images.npy        unit embeddings, a row each (or .safetensors, under "embeddings")
+    part-00000.images.npy        unit embeddings, a row each; in .safetensors "embeddings"; .parquet has the next, too
     part-00000.images.jsonl      what each row is of: item, id, and a caption's text and language
     part-00000.texts.npy, .jsonl the same for captions; where a part has no row of a kind, it has not these files
     part-00000.unreadable.jsonl  items that have no row, and why
@@ -14,7 +14,6 @@ number of processes.
 from __future__ import annotations
 
 import dataclasses
-import io
 import json
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -24,12 +23,12 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 from jaxtyping import Float
 
+from altclip_jax.corpus.forms import Rows, files_of, json_lines, lines_in, values_in
 from altclip_jax.json_file import read_json_object, write_bytes, write_json
 from altclip_jax.staging import Staging, refusals_explained
 
 Kind = Literal["images", "texts"]
 KINDS: tuple[Kind, ...] = ("images", "texts")
-FORMS = ("npy", "safetensors")
 DESCRIPTION = "store.json"
 _UNREADABLE = "unreadable.jsonl"
 _OF_A_PART = re.compile(r"\.?(part-\d+)\.")
@@ -45,7 +44,7 @@ class Description:
         width: Numbers in an embedding.
         computed: The dtype that the towers compute in.
         stored: The dtype of the rows.
-        form: "npy" or "safetensors".
+        form: "npy", "safetensors" or "parquet".
         corpus: The identity of the items.
         items: How many there are.
         part_items: How many a part has; the last may have fewer.
@@ -81,13 +80,6 @@ class Counts(NamedTuple):
     images: int = 0
     texts: int = 0
     unreadable: int = 0
-
-
-class Rows(NamedTuple):
-    """Embeddings, and what each row is of."""
-
-    values: Float[np.ndarray, "rows width"]
-    of: Sequence[Mapping[str, Any]]
 
 
 class Store:
@@ -175,11 +167,10 @@ class Store:
         counts = Counts(**{kind: len(found.of) for kind, found in rows.items()}, unreadable=len(unreadable))
         with Staging(self.folder) as staging:
             for kind, found in rows.items():
-                if found.of:
-                    staging.add(f"{stem}.{kind}.{form}", [_array_bytes(found.values, form)])
-                    staging.add(f"{stem}.{kind}.jsonl", _lines(found.of))
+                for name, blocks in files_of(f"{stem}.{kind}", found, form) if found.of else ():
+                    staging.add(name, blocks)
             if unreadable:
-                staging.add(f"{stem}.{_UNREADABLE}", _lines(unreadable))
+                staging.add(f"{stem}.{_UNREADABLE}", json_lines(unreadable))
             items = self.items_of(part)
             told = {"items": [items.start, items.stop], **counts._asdict()}
             staging.add(f"{stem}.json", [(json.dumps(told) + "\n").encode()])
@@ -207,16 +198,9 @@ class Store:
 
     def values(self, part: int, kind: Kind) -> Float[np.ndarray, "rows width"]:
         """Returns the embeddings of a part, mapped from the file where its form allows it."""
-        path = self.folder / f"{_stem(part)}.{kind}.{self.description.form}"
         if not getattr(self.counts(part), kind):
             return np.zeros((0, self.description.width), self.description.stored)
-        if path.suffix == ".npy":
-            mapped: np.ndarray = np.load(path, mmap_mode="r", allow_pickle=False)
-            return mapped
-        from safetensors.numpy import load_file
-
-        loaded: np.ndarray = load_file(path)["embeddings"]
-        return loaded
+        return values_in(self.folder, f"{_stem(part)}.{kind}", self.description.form)
 
     def told(self, part: int, kind: Kind) -> Iterator[dict[str, Any]]:
         """Yields what each row of a part is of."""
@@ -225,14 +209,14 @@ class Store:
                 yield json.loads(line)
 
     def lines(self, part: int, kind: Kind) -> bytes:
-        """Returns the same as it stands in the file, of a part that has rows of the kind."""
-        return (self.folder / f"{_stem(part)}.{kind}.jsonl").read_bytes()
+        """Returns the same as lines of JSON, of a part that has rows of the kind."""
+        return lines_in(self.folder, f"{_stem(part)}.{kind}", self.description.form)
 
     def list_unreadable(self) -> Path | None:
         """Writes unreadable.jsonl, all that has no row, if every part is there; returns it if there is any."""
         if self.missing():
             return None
-        lines = list(_lines({"id": name, "reason": reason} for name, reason in self.description.faults))
+        lines = list(json_lines({"id": name, "reason": reason} for name, reason in self.description.faults))
         for part in range(self.parts):
             path = self.folder / f"{_stem(part)}.{_UNREADABLE}"
             lines += [path.read_bytes()] if self.counts(part).unreadable else []
@@ -248,24 +232,3 @@ def _stem(part: int) -> str:
 
 def _plain(value: Any) -> Any:
     return [_plain(item) for item in value] if isinstance(value, tuple) else value
-
-
-def _array_bytes(values: np.ndarray, form: str) -> bytes:
-    if form == "safetensors":
-        from safetensors.numpy import save
-
-        data: bytes = save({"embeddings": np.ascontiguousarray(values)})
-        return data
-    buffer = io.BytesIO()
-    np.save(buffer, values, allow_pickle=False)
-    return buffer.getvalue()
-
-
-def _lines(values: Iterable[Mapping[str, Any]]) -> Iterator[bytes]:
-    """Yields a line of JSON for each value; names that are not UTF-8 are escaped, and come back as they were."""
-    for value in values:
-        try:
-            line = json.dumps(value, ensure_ascii=False).encode()
-        except UnicodeEncodeError:
-            line = json.dumps(value).encode()
-        yield line + b"\n"

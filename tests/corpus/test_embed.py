@@ -6,8 +6,9 @@ import numpy as np
 import pytest
 
 from altclip_jax.corpus.embed import Settings, describe, embed_corpus
+from altclip_jax.corpus.forms import Rows
 from altclip_jax.corpus.items import open_corpus
-from altclip_jax.corpus.store import Rows, Store
+from altclip_jax.corpus.store import Store
 from altclip_jax.parallel import make_mesh
 
 SMALL = Settings(part_items=4, batch_size=3, tokens=64, threads=2)
@@ -86,7 +87,7 @@ def test_a_mesh_gives_the_same(clip, corpus, tmp_path):
         assert told(mesh, kind) == told(one, kind)
 
 
-@pytest.mark.parametrize("form", ["npy", "safetensors"])
+@pytest.mark.parametrize("form", ["npy", "safetensors", "parquet"])
 @pytest.mark.parametrize("stored", ["float32", "float16"])
 def test_forms_and_dtypes_of_the_rows(clip, corpus, tmp_path, form, stored):
     settings = Settings(part_items=100, kinds=("texts",), form=form, stored=stored)

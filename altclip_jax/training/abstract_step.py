@@ -16,14 +16,13 @@ from altclip_jax.model.clip import CLIPTextModel, CLIPTextModelWithProjection
 from altclip_jax.model.two_towers import TwoTowerModel
 from altclip_jax.training import folder
 from altclip_jax.training.config import RunConfig
-from altclip_jax.training.objectives import Contrastive, Objective, TeacherLearning, dropout_rates
+from altclip_jax.training.objectives import Objective, TeacherLearning, dropout_rates
 from altclip_jax.training.optimizer import make_optimizer
 from altclip_jax.training.partition import split
+from altclip_jax.training.stages import check_widths, contrastive_objective
 from altclip_jax.training.state import TrainState, initial_state
-from altclip_jax.training.steps import StepSettings, make_train_step
+from altclip_jax.training.steps import make_train_step, step_settings
 from altclip_jax.weights.convert import Params
-
-_REMAT: dict[str, Any] = {"none": False, "full": True, "dots": "dots"}
 
 
 class Step(NamedTuple):
@@ -49,7 +48,7 @@ def abstract_step(config: RunConfig, mesh: Mesh) -> Step:
         ValueError: settings, model and mesh do not fit each other.
     """
     parallel.local_rows(mesh, config.batch_size)
-    model = _model(config)
+    model = folder.open_model(config, _config_file(config.model.source))
     trained, locked = split(model.param_shapes(), config.model.train, config.model.frozen)
     stage = _teacher_learning if config.stage == "teacher" else _contrastive
     objective, helper, parts, batch = stage(config, mesh, model)
@@ -57,17 +56,7 @@ def abstract_step(config: RunConfig, mesh: Mesh) -> Step:
     averaged = config.optimizer.ema_decay is not None
     shapes = jax.eval_shape(functools.partial(initial_state, optimizer=optimizer, averaged=averaged), trained)
     places = parallel.state_shardings(mesh, shapes)
-    settings = StepSettings(
-        seed=config.seed,
-        dropout=bool(dropout_rates(model)),
-        micro_batches=config.loss.micro_batches,
-        accumulate=config.loss.accumulate,
-        max_log_scale=config.loss.max_log_scale,
-        ema_decay=config.optimizer.ema_decay,
-        groups=parallel.batch_devices(mesh),
-        scan_layers=config.model.scan_layers,
-        gather=functools.partial(parallel.gathered, mesh),
-    )
+    settings = step_settings(config, mesh, dropout=bool(dropout_rates(model)))
     function = jax.jit(
         make_train_step(objective, optimizer, settings),
         donate_argnums=0,
@@ -96,13 +85,7 @@ def _contrastive(config: RunConfig, mesh: Mesh, model: TwoTowerModel) -> tuple[O
         else {"pixel_values": ((vision.num_channels, vision.image_size, vision.image_size), jnp.float32)}
     )
     parts = set(model.param_shapes()) - ({"vision_model"} if stored else set())
-    objective = Contrastive(
-        model,
-        form=config.loss.form,
-        chunk_rows=config.loss.chunk_rows,
-        mesh=mesh,
-        image_dropout=not image_locked,
-    )
+    objective = contrastive_objective(config, model, mesh)
     return objective, {}, parts, {**_texts(data.max_length), **picture}
 
 
@@ -119,6 +102,7 @@ def _teacher_learning(
     helper = parallel.placed(shapes, parallel.param_shardings(mesh, shapes, teacher.params_prefix))
     parts = {"text_model", "logit_scale", *(["text_projection"] if projected else [])}
     objective = TeacherLearning(model, teacher, config.teacher.target)
+    check_widths(model, teacher, config.teacher.target)
     texts = _texts(config.data.max_length)
     if config.teacher.store:
         width = own.projection_dim if projected else own.hidden_size
@@ -128,17 +112,6 @@ def _teacher_learning(
 
 def _texts(length: int, prefix: str = "") -> Params:
     return {f"{prefix}{name}": ((length,), jnp.int32) for name in ("input_ids", "attention_mask")}
-
-
-def _model(config: RunConfig) -> TwoTowerModel:
-    file = _config_file(config.model.source)
-    kind = folder.model_class(file, config)
-    return kind(
-        kind.config_class.from_json(file),
-        dtype=jnp.dtype(config.model.dtype),
-        attention_implementation=config.model.attention,
-        remat=_REMAT[config.model.remat],
-    )
 
 
 def _config_file(source: str) -> Path:

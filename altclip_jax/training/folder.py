@@ -91,11 +91,15 @@ def begin(config: RunConfig, folder: Path, mesh: Mesh) -> Params:
     return trained
 
 
-def open_model(config: RunConfig, folder: Path) -> TwoTowerModel:
-    """Returns the network of a run, with its settings of computation."""
-    kind = model_class(folder / "model", config)
+def open_model(config: RunConfig, source: Path) -> TwoTowerModel:
+    """Returns the network that a config.json, or that of a folder, describes, with a run's settings of computation.
+
+    Raises:
+        ValueError: it is one tower, or a CLIP that shall be a student.
+    """
+    kind = model_class(source, config)
     return kind(
-        kind.config_class.from_json(folder / "model"),
+        kind.config_class.from_json(source),
         dtype=jnp.dtype(config.model.dtype),
         attention_implementation=config.model.attention,
         remat=_REMAT[config.model.remat],
@@ -163,7 +167,7 @@ def export(
     if not (folder / "config.json").is_file():
         raise FileNotFoundError(f"{folder} is not the folder of a training run: it has no config.json.")
     config = RunConfig.from_values(read_json_object(folder / "config.json"), str(folder / "config.json"))
-    model = open_model(config, folder)
+    model = open_model(config, folder / "model")
     mesh = parallel.make_mesh(devices=jax.devices()[:1]) if mesh is None else mesh
     with CheckpointStore(folder, config.checkpoints, read_only=True) as store:
         steps = store.steps()

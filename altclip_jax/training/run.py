@@ -28,7 +28,7 @@ from altclip_jax.training.partition import split
 from altclip_jax.training.passes import Passes
 from altclip_jax.training.stages import Evaluate, Say
 from altclip_jax.training.state import TrainState, initial_state
-from altclip_jax.training.steps import StepSettings, make_train_step, value_and_gradient
+from altclip_jax.training.steps import StepSettings, make_train_step, step_settings, value_and_gradient
 from altclip_jax.weights.convert import Params
 
 
@@ -76,7 +76,7 @@ def build(
     mesh = parallel.make_mesh(**config.mesh.model_dump())
     mine = parallel.local_rows(mesh, config.batch_size)
     trained = None if resumed else begin(config, folder, mesh)
-    model = open_model(config, folder)
+    model = open_model(config, folder / "model")
     trained_shapes, locked_shapes = split(model.param_shapes(), config.model.train, config.model.frozen)
     build_stage = stages.teacher_learning if config.stage == "teacher" else stages.contrastive
     devices = parallel.batch_devices(mesh)
@@ -95,17 +95,7 @@ def build(
     make_state = functools.partial(initial_state, optimizer=optimizer, averaged=averaged)
     shapes = jax.eval_shape(make_state, trained_shapes)
     places = parallel.state_shardings(mesh, shapes)
-    settings = StepSettings(
-        seed=config.seed,
-        dropout=bool(dropout_rates(model)),
-        micro_batches=config.loss.micro_batches,
-        accumulate=config.loss.accumulate,
-        max_log_scale=config.loss.max_log_scale,
-        ema_decay=config.optimizer.ema_decay,
-        groups=parallel.batch_devices(mesh),
-        scan_layers=config.model.scan_layers,
-        gather=functools.partial(parallel.gathered, mesh),
-    )
+    settings = step_settings(config, mesh, dropout=bool(dropout_rates(model)))
     compiled = jax.jit(
         make_train_step(parts.objective, optimizer, settings),
         donate_argnums=0,

@@ -122,13 +122,7 @@ def contrastive(builder: Builder) -> Parts:
     """Pictures with captions, and features of a locked image tower where they may be stored."""
     config, data, model = builder.config, builder.config.data, builder.model
     image_locked = "vision_model" not in config.model.train
-    objective = Contrastive(
-        model,
-        form=config.loss.form,
-        chunk_rows=config.loss.chunk_rows,
-        mesh=builder.mesh,
-        image_dropout=not image_locked,
-    )
+    objective = contrastive_objective(config, model, builder.mesh)
     processor = AltCLIPProcessor.from_pretrained(builder.folder / "model")
     stored = builder.storing and image_locked and data.store_image_features and not data.augmentation
     open_stream = functools.partial(image_text_stream, data, processor=processor, seed=config.seed)
@@ -151,6 +145,17 @@ def contrastive(builder: Builder) -> Parts:
         evaluate=None
         if evaluated is None
         else _image_text_evaluation(builder, objective, locked, evaluated, evaluation_lookup),
+    )
+
+
+def contrastive_objective(config: RunConfig, model: TwoTowerModel, mesh: Mesh) -> Contrastive:
+    """Returns what a contrastive run learns."""
+    return Contrastive(
+        model,
+        form=config.loss.form,
+        chunk_rows=config.loss.chunk_rows,
+        mesh=mesh,
+        image_dropout="vision_model" in config.model.train,
     )
 
 
@@ -224,7 +229,7 @@ def teacher_learning(builder: Builder) -> Parts:
     compute = "float32" if stored else config.model.dtype
     teacher, helper = kind.from_pretrained(source, dtype=compute, param_dtype="float32", mesh=builder.mesh)
     objective = TeacherLearning(builder.model, teacher, target)
-    _check_widths(builder.model, teacher, target)
+    check_widths(builder.model, teacher, target)
     tokenizer = load_tokenizer(hub.fetch_files(config.teacher.source, TOKENIZER_FILES))
     open_stream = functools.partial(text_pair_stream, config, teacher=tokenizer, student=student)
     stream, lookup = open_stream(config.data.train), None
@@ -291,7 +296,7 @@ def _text_pair_evaluation(
     return evaluate
 
 
-def _check_widths(model: TwoTowerModel, teacher: Any, target: str) -> None:
+def check_widths(model: TwoTowerModel, teacher: Any, target: str) -> None:
     """Raises ValueError where student and teacher cannot be compared."""
     if target == "projected":
         ours, theirs, what = model.config.projection_dim, teacher.config.projection_dim, "projection_dim"

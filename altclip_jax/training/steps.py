@@ -12,9 +12,11 @@ import jax
 import jax.numpy as jnp
 import optax
 from jax import Array, lax
+from jax.sharding import Mesh
 
 from altclip_jax.model.stacked import stack_layers, unstack_layers
-from altclip_jax.parallel import BATCH
+from altclip_jax.parallel import BATCH, batch_devices, gathered
+from altclip_jax.training.config import RunConfig
 from altclip_jax.training.losses import gather, interleave
 from altclip_jax.training.objectives import Batch, Features, Objective
 from altclip_jax.training.partition import merge
@@ -54,6 +56,21 @@ class StepSettings:
     groups: int = 1
     scan_layers: bool = True
     axis: str | None = None
+
+
+def step_settings(config: RunConfig, mesh: Mesh, *, dropout: bool) -> StepSettings:
+    """Returns how a run's configuration wants its step, on a mesh."""
+    return StepSettings(
+        seed=config.seed,
+        dropout=dropout,
+        micro_batches=config.loss.micro_batches,
+        accumulate=config.loss.accumulate,
+        max_log_scale=config.loss.max_log_scale,
+        ema_decay=config.optimizer.ema_decay,
+        gather=functools.partial(gathered, mesh),
+        groups=batch_devices(mesh),
+        scan_layers=config.model.scan_layers,
+    )
 
 
 def make_train_step(objective: Objective, optimizer: optax.GradientTransformation, settings: StepSettings) -> TrainStep:

@@ -118,7 +118,8 @@ def _better(
     """Returns the best of those so far and a block."""
     scores = jnp.einsum("qp,rp->qr", queries, rows.astype(jnp.float32), precision="highest")
     numbers = start + jnp.arange(rows.shape[0], dtype=jnp.int32)
-    scores = jnp.where((numbers < total)[None] & ~jnp.isnan(scores), scores, -jnp.inf)
+    scores = jnp.where(jnp.isnan(scores), jnp.finfo(jnp.float32).min, scores)  # still before what is no row
+    scores = jnp.where((numbers < total)[None], scores, -jnp.inf)
     top, places = jax.lax.top_k(scores, min(wanted, rows.shape[0]))
     merged, order = jax.lax.top_k(jnp.concatenate([best[0], top], axis=1), wanted)
     return merged, jnp.take_along_axis(jnp.concatenate([best[1], numbers[places]], axis=1), order, axis=1)

@@ -59,6 +59,7 @@ def test_rows_with_nan_are_behind_all_others():
     values = units(generator, 300, 32)
     values[10:200] = np.nan
     check(values, units(generator, 3, 32), 20, block=64)
+    check(values, units(generator, 3, 32), 250, block=64)
 
 
 def test_it_searches_what_is_mapped_from_a_file(tmp_path):

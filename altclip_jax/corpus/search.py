@@ -118,7 +118,7 @@ def _better(
     """Returns the best of those so far and a block."""
     scores = jnp.einsum("qp,rp->qr", queries, rows.astype(jnp.float32), precision="highest")
     numbers = start + jnp.arange(rows.shape[0], dtype=jnp.int32)
-    scores = jnp.where(jnp.isnan(scores), jnp.finfo(jnp.float32).min, scores)  # still before what is no row
+    scores = jnp.where(jnp.isnan(scores), np.finfo(np.float32).min, scores)  # still before what is no row
     scores = jnp.where((numbers < total)[None], scores, -jnp.inf)
     top, places = jax.lax.top_k(scores, min(wanted, rows.shape[0]))
     merged, order = jax.lax.top_k(jnp.concatenate([best[0], top], axis=1), wanted)

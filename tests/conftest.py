@@ -1,8 +1,10 @@
 """Strict settings for every test, and several fake devices."""
 
 import gzip
+import io
 import json
 import os
+import tarfile
 from pathlib import Path
 
 os.environ["XLA_FLAGS"] = "--xla_force_host_platform_device_count=8"
@@ -28,3 +30,18 @@ def clip_bpe(tmp_path_factory):
     (folder / "vocab.json").write_text(json.dumps(vocabulary, ensure_ascii=False), encoding="utf-8")
     (folder / "merges.txt").write_text("\n".join(["#version: 0.2", *lines[1:], ""]), encoding="utf-8")
     return folder
+
+
+@pytest.fixture
+def write_tar():
+    """Writes a tar file of {name: bytes}."""
+
+    def write(path, members, form=tarfile.PAX_FORMAT):
+        with tarfile.open(path, "w", format=form) as tar:
+            for name, data in members.items():
+                info = tarfile.TarInfo(name)
+                info.size = len(data)
+                tar.addfile(info, io.BytesIO(data))
+        return path
+
+    return write

@@ -85,9 +85,5 @@ def embed_texts(
     keep_tokenizers_single()
     places: dict[str, int] = {}
     of_texts = [places.setdefault(text, len(places)) for text in texts]
-    # texts of similar length fill a batch with little padding
-    unique = list(places)
-    order = sorted(range(len(unique)), key=lambda place: len(unique[place]))
-    rows = np.empty((len(unique), clip.model.config.projection_dim), np.float32)
-    rows[order] = clip.encode_text([unique[place] for place in order], batch_size=batch_size, progress=progress)
+    rows = clip.encode_text(list(places), batch_size=batch_size, progress=progress)
     return rows[of_texts]

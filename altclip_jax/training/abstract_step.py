@@ -16,7 +16,7 @@ from altclip_jax.model.clip import CLIPTextModel, CLIPTextModelWithProjection
 from altclip_jax.model.two_towers import TwoTowerModel
 from altclip_jax.training import folder
 from altclip_jax.training.config import RunConfig
-from altclip_jax.training.objectives import Objective, TeacherLearning, dropout_rates
+from altclip_jax.training.objectives import Objective, TeacherLearning
 from altclip_jax.training.optimizer import make_optimizer
 from altclip_jax.training.partition import split
 from altclip_jax.training.stages import check_widths, contrastive_objective
@@ -56,7 +56,7 @@ def abstract_step(config: RunConfig, mesh: Mesh) -> Step:
     averaged = config.optimizer.ema_decay is not None
     shapes = jax.eval_shape(functools.partial(initial_state, optimizer=optimizer, averaged=averaged), trained)
     places = parallel.state_shardings(mesh, shapes)
-    settings = step_settings(config, mesh, dropout=bool(dropout_rates(model)))
+    settings = step_settings(config, model, mesh)
     function = jax.jit(
         make_train_step(objective, optimizer, settings),
         donate_argnums=0,

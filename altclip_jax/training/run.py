@@ -22,7 +22,6 @@ from altclip_jax.training.feeding import Feeder, feed
 from altclip_jax.training.flops import product_flops
 from altclip_jax.training.folder import begin, open_model
 from altclip_jax.training.interrupt import StopRequest
-from altclip_jax.training.objectives import dropout_rates
 from altclip_jax.training.optimizer import make_optimizer, make_schedule
 from altclip_jax.training.partition import split
 from altclip_jax.training.passes import Passes
@@ -95,7 +94,7 @@ def build(
     make_state = functools.partial(initial_state, optimizer=optimizer, averaged=averaged)
     shapes = jax.eval_shape(make_state, trained_shapes)
     places = parallel.state_shardings(mesh, shapes)
-    settings = step_settings(config, mesh, dropout=bool(dropout_rates(model)))
+    settings = step_settings(config, model, mesh)
     compiled = jax.jit(
         make_train_step(parts.objective, optimizer, settings),
         donate_argnums=0,

@@ -15,10 +15,11 @@ from jax import Array, lax
 from jax.sharding import Mesh
 
 from altclip_jax.model.stacked import stack_layers, unstack_layers
+from altclip_jax.model.two_towers import TwoTowerModel
 from altclip_jax.parallel import BATCH, batch_devices, gathered
 from altclip_jax.training.config import RunConfig
 from altclip_jax.training.losses import gather, interleave
-from altclip_jax.training.objectives import Batch, Features, Objective
+from altclip_jax.training.objectives import Batch, Features, Objective, dropout_rates
 from altclip_jax.training.partition import merge
 from altclip_jax.training.state import TrainState
 from altclip_jax.weights.convert import Params
@@ -58,11 +59,11 @@ class StepSettings:
     axis: str | None = None
 
 
-def step_settings(config: RunConfig, mesh: Mesh, *, dropout: bool) -> StepSettings:
-    """Returns how a run's configuration wants its step, on a mesh."""
+def step_settings(config: RunConfig, model: TwoTowerModel, mesh: Mesh) -> StepSettings:
+    """Returns how a run's configuration wants the step of its model, on a mesh."""
     return StepSettings(
         seed=config.seed,
-        dropout=dropout,
+        dropout=bool(dropout_rates(model)),
         micro_batches=config.loss.micro_batches,
         accumulate=config.loss.accumulate,
         max_log_scale=config.loss.max_log_scale,

@@ -1,8 +1,6 @@
 """The embedded model, pictures, and small corpora."""
 
-import io
 import json
-import tarfile
 
 import pytest
 
@@ -18,21 +16,6 @@ def clip():
 @pytest.fixture(scope="session")
 def pictures():
     return sorted(PICTURES.glob("*.png"))
-
-
-@pytest.fixture
-def write_tar():
-    """Writes a tar file of {name: bytes}."""
-
-    def write(path, members):
-        with tarfile.open(path, "w") as tar:
-            for name, data in members.items():
-                info = tarfile.TarInfo(name)
-                info.size = len(data)
-                tar.addfile(info, io.BytesIO(data))
-        return path
-
-    return write
 
 
 @pytest.fixture

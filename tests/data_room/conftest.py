@@ -2,7 +2,6 @@
 
 import io
 import json
-import tarfile
 
 import numpy as np
 import pytest
@@ -51,18 +50,3 @@ def image_set(tmp_path, png):
 @pytest.fixture
 def open_images():
     return lambda *specs: open_sources(specs, "image_text")
-
-
-@pytest.fixture
-def write_tar():
-    """Writes a tar file of {name: bytes}."""
-
-    def write(path, members, form=tarfile.PAX_FORMAT):
-        with tarfile.open(path, "w", format=form) as tar:
-            for name, data in members.items():
-                info = tarfile.TarInfo(name)
-                info.size = len(data)
-                tar.addfile(info, io.BytesIO(data))
-        return path
-
-    return write

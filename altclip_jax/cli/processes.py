@@ -50,30 +50,21 @@ def joined(options: argparse.Namespace) -> Iterator[None]:
         distributed.join(membership)
         yield
         return
-    with _output_of_python_alone():
-        try:
-            distributed.join(membership)
-            yield
-            distributed.finish()
-        except BaseException as error:
-            distributed.leave(explain(distributed.explained(error)) or 1)
+    _leave_output_to_python()
+    try:
+        distributed.join(membership)
+        yield
+        distributed.finish()
+    except BaseException as error:
+        distributed.leave(explain(distributed.explained(error)) or 1)
 
 
-@contextlib.contextmanager
-def _output_of_python_alone() -> Iterator[None]:
-    """Sends to standard error what is written to standard output otherwise than by `print`.
+def _leave_output_to_python() -> None:
+    """Sends to standard error, from here to the end, what is written to standard output otherwise than by `print`.
 
-    So does the library that exchanges arrays between CPUs when it connects, and its line would stand before the JSON.
+    So does the library that exchanges arrays between CPUs when it connects, and its line would stand before the JSON,
+    or after it where one of its threads is late.
     """
     sys.stdout.flush()
-    output = os.dup(1)
+    sys.stdout = open(os.dup(1), "w", encoding="utf-8", buffering=1)  # noqa: PTH123, SIM115 - a descriptor
     os.dup2(2, 1)
-    try:
-        with (
-            open(os.dup(output), "w", encoding="utf-8", buffering=1) as python,  # noqa: PTH123 - a descriptor
-            contextlib.redirect_stdout(python),
-        ):
-            yield
-    finally:
-        os.dup2(output, 1)
-        os.close(output)

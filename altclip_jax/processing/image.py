@@ -32,6 +32,7 @@ from altclip_jax.processing.image_files import (
     named_pictures,
 )
 from altclip_jax.processing.image_resize import center_crop, enlarge_window, target_size, with_channels
+from altclip_jax.processing.threads import in_threads, threads_for
 
 __all__ = ["AltCLIPImageProcessor", "ImageError"]
 
@@ -105,7 +106,7 @@ class AltCLIPImageProcessor:
     @classmethod
     def call_arguments(cls) -> list[str]:
         """Returns the names of a call's arguments beside the pictures."""
-        return [*cls.field_names(), "return_tensors", "data_format", "input_data_format"]
+        return [*cls.field_names(), "return_tensors", "data_format", "input_data_format", "threads"]
 
     def __call__(
         self,
@@ -114,6 +115,7 @@ class AltCLIPImageProcessor:
         return_tensors: str | None = "np",
         data_format: str = "channels_first",
         input_data_format: str | None = None,
+        threads: int | None = None,
         **overrides: Any,
     ) -> dict[str, Any]:
         """Returns {"pixel_values": float32 (images, 3, height, width)}.
@@ -126,6 +128,8 @@ class AltCLIPImageProcessor:
             return_tensors: "np", "jax", or None for a list of arrays (needed when their sizes differ).
             data_format: "channels_first", which the model takes, or "channels_last".
             input_data_format: The same for array pictures. If None, the first one's shape tells it for all.
+            threads: That prepare pictures side by side, with the same result. None: as many as there are cores, and one
+                for a few pictures.
             **overrides: Any field, for this call alone. With do_rescale=False the result has the dtype of the
                 reference's, which for float arrays is their own, and with do_normalize=False as well for all.
 
@@ -143,11 +147,12 @@ class AltCLIPImageProcessor:
         for argument, value in (("data_format", data_format), ("input_data_format", input_data_format)):
             if value not in _LAYOUTS and (argument, value) != ("input_data_format", None):
                 raise ValueError(f"{argument}={value!r} is neither 'channels_first' nor 'channels_last'.")
+        if threads is not None and threads < 1:
+            raise ValueError(f"threads={threads} must be at least 1.")
         processor = self.replace(**overrides)
-        prepared = [
-            processor.normalize(picture, data_format=data_format)
-            for picture in processor._prepare_all(images, input_data_format)
-        ]
+        cropped = processor._prepare_all(images, input_data_format, threads)
+        normalize = functools.partial(processor.normalize, data_format=data_format)
+        prepared = in_threads(normalize, cropped, threads_for(cropped, threads))
         if return_tensors is None:
             return {"pixel_values": prepared}
         shapes = sorted({picture.shape for picture in prepared})
@@ -288,17 +293,22 @@ class AltCLIPImageProcessor:
         """Writes `folder`/preprocessor_config.json, whole or not at all."""
         write_json(Path(folder) / _FILE, self.to_dict())
 
-    def _prepare_all(self, images: Any, input_data_format: str | None) -> list[np.ndarray]:
+    def _prepare_all(self, images: Any, input_data_format: str | None, threads: int | None) -> list[np.ndarray]:
         pictures = named_pictures(images)
         if input_data_format is None:
             shapes = [np.shape(picture) for _, picture in pictures if is_array(picture)]
             input_data_format = channel_layout(shapes[0]) if shapes else None
-        prepared, problems = [], []
-        for name, picture in pictures:
+
+        def tried(named: tuple[str, Any]) -> np.ndarray | ImageError:
+            name, picture = named
             try:
-                prepared.append(self.resize_and_crop(picture, name, input_data_format))
+                return self.resize_and_crop(picture, name, input_data_format)
             except ImageError as error:
-                problems.append(error)
+                return error
+
+        results = in_threads(tried, pictures, threads_for([picture for _, picture in pictures], threads))
+        problems = [result for result in results if isinstance(result, ImageError)]
+        prepared = [result for result in results if not isinstance(result, ImageError)]
         if problems:
             raise ImageError("\n".join(map(str, problems))) from problems[0].__cause__
         if self.do_rescale and any(picture.dtype.kind == "f" and picture.max() <= 1 for picture in prepared):

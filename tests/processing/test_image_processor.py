@@ -191,6 +191,38 @@ def test_pictures_come_one_by_one_in_lists_in_lists_of_lists_and_in_batches():
         assert np.array_equal(result, np.repeat(one, count, axis=0))
 
 
+def test_any_number_of_threads_gives_the_same_pictures_in_their_order():
+    rng = np.random.default_rng(0)
+    pictures = [rng.integers(0, 256, (40 + number, 50, 3), np.uint8) for number in range(9)]
+    processor = AltCLIPImageProcessor()
+    one = processor(pictures, threads=1)["pixel_values"]
+    for threads in (None, 2, 20):
+        np.testing.assert_array_equal(processor(pictures, threads=threads)["pixel_values"], one)
+
+
+def test_bad_pictures_are_named_in_their_order_by_several_threads(tmp_path):
+    bad = [b"one", np.zeros((8, 8, 3), np.uint8), b"three", b"four", b"five"]
+    with pytest.raises(ImageError) as several:
+        AltCLIPImageProcessor()(bad, threads=3)
+    with pytest.raises(ImageError) as one:
+        AltCLIPImageProcessor()(bad, threads=1)
+    assert str(several.value) == str(one.value)
+    assert len(str(one.value).splitlines()) == 4
+
+
+def test_one_opened_picture_given_many_times_is_decoded_by_one_thread(tmp_path):
+    Image.new("RGB", (300, 300), (200, 10, 10)).save(tmp_path / "red.png")
+    for _ in range(5):
+        with Image.open(tmp_path / "red.png") as image:
+            pixels = AltCLIPImageProcessor()([image] * 16, threads=8)["pixel_values"]
+        assert np.ptp(pixels, axis=(0, 2, 3)).max() == 0
+
+
+def test_no_thread_at_all_is_refused():
+    with pytest.raises(ValueError, match="threads=0 must be at least 1"):
+        AltCLIPImageProcessor()(np.zeros((8, 8, 3), np.uint8), threads=0)
+
+
 def test_the_layout_of_the_first_array_is_that_of_all():
     wide = noise(20, 10)
     flat = noise(20, 3)  # by its shape alone it could be channels first

@@ -16,12 +16,7 @@ from altclip_jax.cli.compilation_cache import keep_compiled_programs
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs the command and returns its exit code."""
-    parser = _parser()
-    options, rest = parser.parse_known_args(arguments)
-    if rest and (not hasattr(options, "settings") or any(word.startswith("-") for word in rest)):
-        parser.error(f"unrecognized arguments: {' '.join(rest)}")
-    if rest:
-        options.settings += rest  # argparse does not look for more of them behind an option
+    options = parse(arguments)
     if arguments is None:  # not for a program that calls us: its jax is its own
         keep_compiled_programs()
     try:
@@ -30,7 +25,19 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return explain(error)
 
 
-def _parser() -> argparse.ArgumentParser:
+def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
+    """Returns what the arguments say; wrong usage ends the process with 2 and a sentence."""
+    parser = make_parser()
+    options, rest = parser.parse_known_args(arguments)
+    if rest and (not hasattr(options, "settings") or any(word.startswith("-") for word in rest)):
+        parser.error(f"unrecognized arguments: {' '.join(rest)}")
+    if rest:
+        options.settings += rest  # argparse does not look for more of them behind an option
+    return options
+
+
+def make_parser() -> argparse.ArgumentParser:
+    """Returns the parser of the command with those of all its commands below it."""
     parser = argparse.ArgumentParser(
         prog="altclip",
         description="AltCLIP, the multilingual CLIP, in JAX. Without --model the embedded model answers, offline.",

@@ -64,9 +64,20 @@ def test_every_block_runs_or_says_why_not(name, blocks_of, shell, folder, monkey
         elif block.language == "json":
             json.loads(block.text)
         elif block.language == "toml":
-            tomllib.loads(block.text)
+            check_settings(tomllib.loads(block.text))
         else:
             assert block.language == "text", f"{where}: what language is ```{block.language}?"
+    if name == "docs/training.md":
+        check_run(folder / "runs" / "emoji_contrastive")
+
+
+def check_settings(values):
+    """Checks that what a document shows of a run's file are settings, and values that they take."""
+    recipe = {"teacher": "teacher_learning", "contrastive": "contrastive"}[values["stage"]]
+    whole = tomllib.loads((ROOT / "recipes" / "altclip" / f"{recipe}.toml").read_text(encoding="utf-8"))
+    for name, value in values.items():
+        whole[name] = {**whole[name], **value} if isinstance(value, dict) and name in whole else value
+    RunConfig.from_values(whole)
 
 
 def check_bash(text, where):
@@ -83,6 +94,14 @@ def check_bash(text, where):
             there = ROOT / options.config
             config = there if there.is_file() else ROOT / "recipes/altclip/contrastive.toml"  # run.toml: the reader's
             RunConfig.read(config, options.settings)
+
+
+def check_run(folder):
+    """Checks that docs/checkpoint_formats.md tells everything that a run has left."""
+    document = (ROOT / "docs" / "checkpoint_formats.md").read_text(encoding="utf-8")
+    listing = document.partition("## The folder of a run")[2].partition("```text\n")[2].partition("```")[0]
+    told = {line.split("/")[0].split()[0] for line in listing.splitlines()}
+    assert {path.name for path in folder.iterdir()} <= told
 
 
 def commands(text):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,8 @@ import numpy as np
 from altclip_jax.data.fields import captions_of, image_text_roles, may_have
 from altclip_jax.data.records import Records
 from altclip_jax.data.samples import ImageText, Picture, SampleError
+
+_REMEMBERED = 4096  # samples that are not parsed again: a small set is read every few steps
 
 
 class ImageTextRecords:
@@ -45,6 +48,14 @@ class ImageTextRecords:
         self._first: np.ndarray | None = None  # their first picture among all; None: each has one
         if form == "jsonl" or languages is not None:
             self._survey()
+        self._remember()
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {name: value for name, value in vars(self).items() if name != "_sample"}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        vars(self).update(state)
+        self._remember()
 
     def __len__(self) -> int:
         return len(self._records) if self._kept is None else len(self._kept)
@@ -59,6 +70,12 @@ class ImageTextRecords:
         Raises:
             SampleError: it cannot be used.
         """
+        return self._sample(index)
+
+    def _remember(self) -> None:
+        self._sample = functools.lru_cache(_REMEMBERED)(self._parsed)
+
+    def _parsed(self, index: int) -> ImageText:
         record = index if self._kept is None else int(self._kept[index])
         name, fields = self._records.name(record), self._records.read(record)
         captions = captions_of(name, fields, self._languages)

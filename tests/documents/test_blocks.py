@@ -121,6 +121,20 @@ def commands(text):
     return found
 
 
+def test_the_settings_beside_flags_of_open_clip_are_settings():
+    text = (ROOT / "docs" / "from_open_clip.md").read_text(encoding="utf-8")
+    table = text.partition("## Flags and settings")[2].partition("\n## ")[0].replace(r"\|", "|")
+    spans = re.findall("`(.+?)`", "".join(line.split(" | ")[1] for line in table.splitlines() if " | " in line))
+    names = [span for span in spans if re.fullmatch(r"[a-z]+\.[a-z_]+", span) and ".json" not in span]
+    assert len(names) > 15
+    for name in names:
+        part, _, field = name.partition(".")
+        assert field in RunConfig.model_fields[part].annotation.model_fields, name
+    for span in spans:
+        if " = " in span:
+            check_settings(tomllib.loads(f'stage = "contrastive"\n{span}'))
+
+
 def test_commands_are_found_behind_others_and_in_quotes():
     text = """# a comment with altclip train
 srun --kill=1 altclip train run.toml \\

@@ -70,7 +70,8 @@ def sharding(mesh: Mesh, axes: Axes = WHOLE) -> NamedSharding:
 def param_shardings(mesh: Mesh, params: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     """Returns the placement of each parameter of a tree of arrays or shapes.
 
-    An axis that does not divide a dimension leaves it whole.
+    An axis that does not divide a dimension leaves it whole. The parts of a parameter in few bits, which have its
+    axes, are each cut by its rule.
 
     Args:
         mesh: The devices.
@@ -84,9 +85,12 @@ def param_shardings(mesh: Mesh, params: Mapping[str, Any], prefix: str = "") -> 
     missing = [prefix + path for path in flat if axes_of(prefix + path) is None]
     if missing:
         raise ValueError(f"No rule in altclip_jax/parallel.py says how to cut {', '.join(missing)}.")
-    return unflatten(
-        {path: sharding(mesh, _fitted(mesh, axes_of(prefix + path), leaf.shape)) for path, leaf in flat.items()}
-    )
+
+    def places(path: str, leaf: Any) -> Any:
+        rule = axes_of(prefix + path)
+        return jax.tree.map(lambda part: sharding(mesh, _fitted(mesh, rule, part.shape)), leaf)
+
+    return unflatten({path: places(path, leaf) for path, leaf in flat.items()})
 
 
 def placed(shapes: Any, shardings: Any) -> Any:
@@ -111,8 +115,12 @@ def gathered(mesh: Mesh, params: Params, prefix: str = "") -> Params:
         rule = axes_of(prefix + path)
         if f"/{STACK}/" in f"/{path}":
             rule = (None, *(rule or ()))
-        axes = tuple(None if axis == "fsdp" else axis for axis in _fitted(mesh, rule, leaf.shape))
-        return constrain(leaf, sharding(mesh, axes))
+
+        def part(array: Any) -> Any:
+            axes = tuple(None if axis == "fsdp" else axis for axis in _fitted(mesh, rule, array.shape))
+            return constrain(array, sharding(mesh, axes))
+
+        return jax.tree.map(part, leaf)
 
     return unflatten({path: whole(path, leaf) for path, leaf in flatten(params).items()})
 

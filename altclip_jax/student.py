@@ -35,6 +35,7 @@ from altclip_jax.processing.tokenizer import load_tokenizer
 from altclip_jax.weights import pretrained
 from altclip_jax.weights.convert import flatten, params_from_tensors, unflatten
 from altclip_jax.weights.families import CLIP, XLM_ROBERTA
+from altclip_jax.weights.quantized_files import refuse_quantized
 from altclip_jax.weights.readers import open_checkpoint
 from altclip_jax.weights.rules import RuleTable
 
@@ -241,6 +242,7 @@ def _all_but_text_tower(shapes: Mapping[str, Any]) -> dict[str, Any]:
 
 def _taken(folder: Path, shapes: Mapping[str, Any], table: RuleTable) -> dict[str, Array]:
     """Reads those of the parameters that checkpoints of the table's family have."""
+    refuse_quantized(folder, "a checkpoint to train from")
     expected = unflatten({path: leaf for path, leaf in shapes.items() if table.name_of(path) is not None})
     with open_checkpoint(folder) as checkpoint:
         params = params_from_tensors(

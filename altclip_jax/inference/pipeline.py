@@ -20,7 +20,8 @@ from altclip_jax.model.clip import CLIPModel
 from altclip_jax.model.two_towers import TwoTowerModel
 from altclip_jax.processing.processor import AltCLIPProcessor
 from altclip_jax.weights import pretrained
-from altclip_jax.weights.convert import Params
+from altclip_jax.weights.convert import Params, flatten
+from altclip_jax.weights.quantization import QuantizationRule
 
 Progress = Callable[[int], None]
 
@@ -41,6 +42,7 @@ class AltCLIP:
         param_dtype: DTypeLike | None = None,
         revision: str | None = None,
         local_files_only: bool = False,
+        quantize: str | Sequence[QuantizationRule] | None = None,
     ) -> Self:
         """Loads a folder or hub repository; without `source` the embedded model, which needs no network.
 
@@ -50,7 +52,7 @@ class AltCLIP:
         where: dict[str, Any] = {"revision": revision, "local_files_only": local_files_only}
         folder = pretrained.fetch(place, **where)
         kind = CLIPModel if kind_of(folder) == ("clip", "full") else AltCLIPModel
-        model, params = kind.from_pretrained(folder, dtype=dtype, param_dtype=param_dtype)
+        model, params = kind.from_pretrained(folder, dtype=dtype, param_dtype=param_dtype, quantize=quantize)
         processor = AltCLIPProcessor.from_pretrained(place, **where)
         return cls(model, params, processor, name="embedded default" if source is None else str(source))
 
@@ -151,11 +153,12 @@ class AltCLIP:
         return np.concatenate([np.zeros((0, self.model.config.projection_dim), np.float32), *rows])
 
     def __repr__(self) -> str:
-        leaf = jax.tree.leaves(self.params)[0]
-        count = sum(array.size for array in jax.tree.leaves(self.params))
-        device = next(iter(leaf.devices()))
+        leaves = list(flatten(self.params).values())
+        count = sum(leaf.size for leaf in leaves)
+        forms = sorted({getattr(leaf, "scheme", str(leaf.dtype)) for leaf in leaves})
+        device = next(iter(jax.tree.leaves(self.params)[0].devices()))
         return (
-            f"AltCLIP({self.name!r}, {count:,} parameters, stored {leaf.dtype}, computed"
+            f"AltCLIP({self.name!r}, {count:,} parameters, stored {' and '.join(forms)}, computed"
             f" {np.dtype(self.model.dtype)}, on {device})"
         )
 

@@ -17,6 +17,9 @@ from jax import Array
 from jax.typing import DTypeLike
 from jaxtyping import Float, Int
 
+from altclip_jax.model.parameters import Dense, stored_param
+from altclip_jax.weights.quantized import QuantizedArray, take_rows
+
 AttentionImplementation = Literal["plain", "xla", "cudnn"]
 Remat = bool | Literal["dots"]
 Initializer = Callable[..., Any]
@@ -129,7 +132,7 @@ class Attention(nn.Module):
         width = x.shape[-1]
 
         def project(name: str) -> Array:
-            dense = nn.Dense(
+            dense = Dense(
                 width, kernel_init=self.query_key_value_init, dtype=self.dtype, param_dtype=self.param_dtype, name=name
             )
             return dense(x).reshape(*x.shape[:-1], self.num_heads, width // self.num_heads)
@@ -141,7 +144,7 @@ class Attention(nn.Module):
         else:
             self._refuse_what_fused_kernels_lack(relative, head_mask, output_attentions, deterministic)
             mixed, weights = _fused(query, key, value, bias, self.implementation), None
-        out = nn.Dense(width, kernel_init=self.out_init, dtype=self.dtype, param_dtype=self.param_dtype, name="out")(
+        out = Dense(width, kernel_init=self.out_init, dtype=self.dtype, param_dtype=self.param_dtype, name="out")(
             mixed.reshape(x.shape)
         )
         return out, weights if output_attentions else None
@@ -234,23 +237,21 @@ class MLP(nn.Module):
     @nn.compact
     def __call__(self, x: Float[Array, "batch sequence embed"]) -> Float[Array, "batch sequence embed"]:
         """Applies the MLP to every position."""
-        up = nn.Dense(self.width, kernel_init=self.up_init, dtype=self.dtype, param_dtype=self.param_dtype, name="up")(
-            x
-        )
+        up = Dense(self.width, kernel_init=self.up_init, dtype=self.dtype, param_dtype=self.param_dtype, name="up")(x)
         hidden = ACTIVATIONS[self.activation](up.astype(jnp.float32)).astype(self.dtype)
-        return nn.Dense(
+        return Dense(
             x.shape[-1], kernel_init=self.down_init, dtype=self.dtype, param_dtype=self.param_dtype, name="down"
         )(hidden)
 
 
 def lookup(
-    table: Float[Array, "rows embed"], ids: Int[Array, ...], frozen_row: int | None = None
+    table: Float[Array, "rows embed"] | QuantizedArray, ids: Int[Array, ...], frozen_row: int | None = None
 ) -> Float[Array, "... embed"]:
     """Rows of an embedding table; a row outside it is NaN, never another row's value.
 
     `frozen_row` gets no gradient: torch's padding_idx.
     """
-    rows = jnp.take(table, jnp.where(ids < 0, table.shape[0], ids), axis=0, mode="fill", fill_value=jnp.nan)
+    rows = take_rows(table, jnp.where(ids < 0, table.shape[0], ids))
     if frozen_row is None:
         return rows
     return jnp.where((ids == frozen_row)[..., None], jax.lax.stop_gradient(rows), rows)
@@ -265,7 +266,9 @@ class EmbeddingTable(nn.Module):
     param_dtype: DTypeLike
 
     @nn.compact
-    def __call__(self) -> Float[Array, "rows embed"]:
-        """Returns the whole table."""
-        table: Array = self.param("embedding", self.init_fn, (self.rows, self.width), self.param_dtype)
+    def __call__(self) -> Float[Array, "rows embed"] | QuantizedArray:
+        """Returns the whole table, as it is stored."""
+        table: Array | QuantizedArray = stored_param(
+            self, "embedding", self.init_fn, (self.rows, self.width), self.param_dtype
+        )
         return table

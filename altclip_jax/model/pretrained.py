@@ -5,7 +5,7 @@ from __future__ import annotations
 import abc
 import functools
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, ClassVar, Self
 
 import jax
@@ -18,8 +18,10 @@ from jax.typing import DTypeLike
 from altclip_jax import parallel
 from altclip_jax.model.layers import AttentionImplementation, Remat
 from altclip_jax.weights import pretrained
-from altclip_jax.weights.convert import Params, flatten, unflatten
+from altclip_jax.weights.convert import Params, flatten, quantize_tree, unflatten
 from altclip_jax.weights.families import ALTCLIP
+from altclip_jax.weights.quantization import QuantizationRule, plan_forms
+from altclip_jax.weights.quantized import is_quantized
 from altclip_jax.weights.rules import RuleTable
 
 
@@ -55,6 +57,7 @@ class PretrainedModel(nn.Module):
         revision: str | None = None,
         local_files_only: bool = False,
         cache_dir: str | os.PathLike[str] | None = None,
+        quantize: str | Sequence[QuantizationRule] | None = None,
         attention_implementation: AttentionImplementation = "plain",
         remat: Remat = False,
         mesh: Mesh | None = None,
@@ -63,7 +66,8 @@ class PretrainedModel(nn.Module):
 
         A tower's class also reads a full checkpoint and takes its own part. Files are looked for in this order:
         model.safetensors, its shards, pytorch_model.bin, its shards; .bin files are read without torch, and no code
-        in them is run.
+        in them is run. A float checkpoint is never held whole in another dtype than `param_dtype`; one that is
+        quantised on disk is loaded as it is, without being asked for.
 
         Args:
             source: A folder with config.json and weights, or the id of a hub repository such as "BAAI/AltCLIP".
@@ -72,6 +76,8 @@ class PretrainedModel(nn.Module):
             revision: Branch, tag or commit of a hub repository.
             local_files_only: Use what has been downloaded before, never the network.
             cache_dir: Where downloads are kept, instead of the hub's usual place.
+            quantize: "int8", "int4" or rules (see `altclip_jax.weights.quantization`): kernels and tables are stored in
+                few bits while the file is read, and made arrays of layer by layer where they are used.
             attention_implementation: "plain", "xla" or "cudnn".
             remat: False, True or "dots": what of each layer the backward pass recomputes.
             mesh: Devices over which the parameters are dealt, as `altclip_jax.parallel` says. Each process reads of the
@@ -79,6 +85,7 @@ class PretrainedModel(nn.Module):
 
         Raises:
             CheckpointError: the weights do not fit the configuration or a file is damaged; all faults are named.
+            ValueError: the weights cannot be quantised as asked.
             OSError: there is no such folder, file or repository, or no network.
         """
         model, params = pretrained.load(
@@ -89,6 +96,7 @@ class PretrainedModel(nn.Module):
             revision=revision,
             local_files_only=local_files_only,
             cache_dir=cache_dir,
+            quantize=quantize,
             attention_implementation=attention_implementation,
             remat=remat,
             place=None if mesh is None else functools.partial(parallel.param_shardings, mesh, prefix=cls.params_prefix),
@@ -106,6 +114,8 @@ class PretrainedModel(nn.Module):
     ) -> None:
         """Writes config.json and safetensors that transformers 4.56.2 loads without a missing or unexpected key.
 
+        Parameters in few bits are written so, which transformers refuses.
+
         Args:
             folder: Where to; made if absent. Weights of an earlier save there are replaced, all or nothing.
             params: The parameters of this model.
@@ -117,6 +127,22 @@ class PretrainedModel(nn.Module):
             OSError: the file system refused.
         """
         pretrained.save(self, folder, params, dtype=dtype, max_shard_bytes=max_shard_bytes)
+
+    @nn.nowrap
+    def quantize_params(self, params: Params, quantize: str | Sequence[QuantizationRule]) -> Params:
+        """Returns parameters of which kernels and tables are stored in few bits, on one device.
+
+        Args:
+            params: Those of this model.
+            quantize: "int8", "int4" or rules, as in `from_pretrained`, which needs less memory.
+
+        Raises:
+            ValueError: the rules do not fit the model, or some of it is quantised already.
+        """
+        if is_quantized(params):
+            raise ValueError("These parameters are quantised already: quantise the float ones they were made of.")
+        forms = plan_forms(flatten(params), quantize, self.params_prefix)
+        return quantize_tree(params, forms, table=self.rule_table, prefix=self.params_prefix)
 
     @nn.nowrap
     def init_params(

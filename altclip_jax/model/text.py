@@ -27,8 +27,10 @@ from altclip_jax.model.layers import (
     rematerialised,
 )
 from altclip_jax.model.outputs import AltCLIPTextOutput
+from altclip_jax.model.parameters import Dense
 from altclip_jax.model.pretrained import PretrainedModel, example_text
 from altclip_jax.model.stacked import run_layers
+from altclip_jax.weights.quantized import QuantizedArray
 
 
 def position_ids_from(input_ids: Int[Array, "batch sequence"], pad_token_id: int) -> Int[Array, "batch sequence"]:
@@ -148,7 +150,7 @@ class AltCLIPTextModel(PretrainedModel):
         )
         final = LayerNorm(epsilon=config.layer_norm_eps, name="final_norm", **types)(x)
         init = nn.initializers.normal(config.initializer_factor)
-        states = nn.Dense(config.project_dim, kernel_init=init, name="transformation", **types)(final)
+        states = Dense(config.project_dim, kernel_init=init, name="transformation", **types)(final)
         return AltCLIPTextOutput(
             last_hidden_state=states,
             pooler_output=states[:, 0],
@@ -181,7 +183,7 @@ class AltCLIPTextModel(PretrainedModel):
         position_ids = default_positions if position_ids is None else jnp.asarray(position_ids)
         return x + lookup(positions, position_ids, pad).astype(self.dtype)
 
-    def _table(self, name: str, rows: int, zero_row: int | None) -> Float[Array, "rows embed"]:
+    def _table(self, name: str, rows: int, zero_row: int | None) -> Float[Array, "rows embed"] | QuantizedArray:
         def init(key: Array, shape: tuple[int, ...], dtype: DTypeLike) -> Array:
             values = nn.initializers.normal(self.config.initializer_factor)(key, shape, dtype)
             return values if zero_row is None else values.at[zero_row].set(0)

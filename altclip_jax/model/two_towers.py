@@ -18,6 +18,7 @@ from jaxtyping import Float
 
 from altclip_jax.config import TwoTowerConfig
 from altclip_jax.model.inputs import static_flag
+from altclip_jax.model.parameters import Dense
 from altclip_jax.model.pretrained import PretrainedModel, example_picture, example_text
 
 
@@ -116,12 +117,12 @@ class TwoTowerModel(PretrainedModel):
 
 def projection(
     width: int, projection_dim: int, factor: float, param_dtype: DTypeLike, name: str | None = None
-) -> nn.Dense:
+) -> Dense:
     """Returns the linear layer from a tower of `width` to the common space.
 
     It computes in float32 whatever the towers compute in: a small product whose rounding every score would carry.
     """
-    return nn.Dense(
+    return Dense(
         projection_dim,
         use_bias=False,
         kernel_init=nn.initializers.normal(width**-0.5 * factor),

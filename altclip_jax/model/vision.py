@@ -19,9 +19,11 @@ from altclip_jax.config import AltCLIPVisionConfig, CLIPVisionConfig, VisionConf
 from altclip_jax.model.inputs import check_pixel_values, static_flag
 from altclip_jax.model.layers import EmbeddingTable, LayerNorm
 from altclip_jax.model.outputs import AltCLIPVisionOutput
+from altclip_jax.model.parameters import stored_param
 from altclip_jax.model.pre_norm import pre_norm_layers
 from altclip_jax.model.pretrained import PretrainedModel, example_picture
 from altclip_jax.weights.families import CLIP
+from altclip_jax.weights.quantized import as_array
 from altclip_jax.weights.rules import RuleTable
 
 
@@ -87,13 +89,14 @@ class AltCLIPVisionModel(PretrainedModel):
         )(pixel_values)
         class_embedding = self.param("class_embedding", normal(width**-0.5 * factor), (width,), self.param_dtype)
         first = jnp.broadcast_to(class_embedding.astype(self.dtype), (patches.shape[0], 1, width))
-        positions = EmbeddingTable(
+        table = EmbeddingTable(
             config.grid_size**2 + 1,
             width,
             normal(config.initializer_range * factor),
             self.param_dtype,
             name="position_embedding",
-        )()
+        )
+        positions: Array = as_array(table())
         if interpolate:
             square = pixel_values.shape[2] == pixel_values.shape[3]
             positions = _resample_positions(positions, config.grid_size, (rows, columns), square)
@@ -122,7 +125,7 @@ class PatchEmbedding(nn.Module):
         side = self.patch_size
         rows, columns = height // side, width // side
         shape = (side, side, channels, self.width)
-        kernel = self.param("kernel", self.kernel_init, shape, self.param_dtype)
+        kernel = as_array(stored_param(self, "kernel", self.kernel_init, shape, self.param_dtype))
         pixels = pixel_values[:, :, : rows * side, : columns * side].astype(self.dtype)
         patches = pixels.reshape(batch, channels, rows, side, columns, side).transpose(0, 2, 4, 3, 5, 1)
         flat = patches.reshape(batch, rows * columns, side * side * channels)

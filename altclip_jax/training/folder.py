@@ -30,6 +30,7 @@ from altclip_jax.training.partition import merge, split
 from altclip_jax.training.processes import barrier, is_first, whole
 from altclip_jax.weights import pretrained
 from altclip_jax.weights.convert import Params
+from altclip_jax.weights.quantized_files import refuse_quantized
 
 try:
     import fcntl
@@ -71,6 +72,7 @@ def begin(config: RunConfig, folder: Path, mesh: Mesh) -> Params:
     """
     source = pretrained.fetch(config.model.source)
     kind = model_class(source, config)
+    refuse_quantized(source, "training")
     model, params = kind.from_pretrained(source, dtype="float32", mesh=mesh)
     if unknown := sorted(set(config.model.fresh) - set(params)):
         raise ValueError(f"model.fresh={unknown} are no parts of this model, whose parts are {', '.join(params)}.")

@@ -17,8 +17,11 @@ from jax.typing import DTypeLike
 from numpy.typing import NDArray
 
 from altclip_jax.weights import rules
+from altclip_jax.weights.quantization import Form
+from altclip_jax.weights.quantized import joined, parts
 from altclip_jax.weights.sharded import read_sharded
 from altclip_jax.weights.stored import CheckpointError, TensorInfo
+from altclip_jax.weights.streaming import converted_tensor, quantized_tensor
 from altclip_jax.weights.writers import TensorSource
 
 Params = dict[str, Any]
@@ -58,39 +61,54 @@ def params_from_tensors(
     dtype: DTypeLike = jnp.float32,
     subject: str = "checkpoint",
     shardings: Mapping[str, Any] | None = None,
+    forms: Mapping[str, Form] | None = None,
 ) -> Params:
     """Builds the parameter tree, reading one tensor at a time.
 
     Args:
         infos: What the file holds, by its own names.
         read: Gives a tensor's data by that name; by a name and slices, a part of it.
-        expected: The tree of the model: leaves with a shape. Tensors of a full model's other parts are left alone.
+        expected: The tree of the model: leaves with a shape, quantised where the file is. Tensors of a full model's
+            other parts are left alone.
         table: The names of the file's family.
         prefix: Where in a full model `expected` is.
-        dtype: Dtype of the parameters.
+        dtype: Dtype of the parameters; of those in few bits, that of the arrays that they give back.
         subject: What the error message calls the file.
         shardings: Which device keeps which piece of each parameter; only what this process keeps is read. None: one
             device keeps all.
+        forms: By path, what is quantised while it is read: whole, for however many devices.
 
     Raises:
         CheckpointError: tensors are missing, unexpected, of a wrong shape or dtype, or given twice; all are named.
     """
     plan = plan_reading(infos, expected, table=table, prefix=prefix, subject=subject)
-    target = np.dtype(dtype)
-    if shardings is not None:
-        shapes, places = flatten(expected), flatten(shardings)
-        return unflatten(
-            {
-                path: read_sharded(
-                    functools.partial(read, name), tuple(shapes[path].shape), transform, target, places[path]
-                )
-                for path, name, transform in plan
-            }
-        )
-    # jax.device_put adopts an aligned host array on CPU, so that each tensor is held once
-    return unflatten(
-        {path: jax.device_put(rules.to_param(read(name), transform, target)) for path, name, transform in plan}
-    )
+    wanted, forms = flatten(parts(expected)), forms or {}
+    places: dict[str, Any] = {} if shardings is None else flatten(parts(shardings))
+    made: Params = {}
+    for path, name, transform in plan:
+        one = functools.partial(read, name)
+        target = np.dtype(wanted[path].dtype if rules.is_part(path) else dtype)
+        if path in forms:
+            found = quantized_tensor(one, infos[name].shape, forms[path], f"{name} in {subject}")
+            for part, array in found.items():
+                there = places.get(f"{path}/{part}")
+                made[f"{path}/{part}"] = _put(rules.to_param(array, transform, array.dtype), there)
+        elif path in places:
+            made[path] = read_sharded(one, tuple(wanted[path].shape), transform, target, places[path])
+        else:
+            made[path] = _put(converted_tensor(one, infos[name], transform, target))
+    return joined(unflatten(made), dtype)
+
+
+def _put(array: NDArray[Any], sharding: Any = None) -> jax.Array:
+    placed: jax.Array
+    if sharding is None:
+        # jax adopts an aligned host array on CPU, so that each tensor is held once
+        placed = jax.device_put(array)
+        return placed
+    make: Any = jax.make_array_from_callback
+    placed = make(array.shape, sharding, lambda index: array[index].copy())
+    return placed
 
 
 def plan_reading(
@@ -106,8 +124,8 @@ def plan_reading(
     Raises:
         CheckpointError: see `params_from_tensors`.
     """
-    wanted = flatten(expected)
-    parts = {_part(prefix + path) for path in wanted}
+    wanted = flatten(parts(expected))
+    towers = {_top(prefix + path) for path in wanted}
     found: dict[str, tuple[str, rules.Transform]] = {}
     faults: list[str] = []
     for name, info in infos.items():
@@ -115,7 +133,7 @@ def plan_reading(
         if table.is_ignored(canonical):
             continue
         rule = table.path_of(canonical)
-        if rule is not None and _part(rule[0]) not in parts:
+        if rule is not None and _top(rule[0]) not in towers:
             continue  # another part of the full model
         path = "" if rule is None else rule[0].removeprefix(prefix)
         if rule is None or path not in wanted:
@@ -124,7 +142,7 @@ def plan_reading(
             faults.append(f"set twice: {found[path][0]} and {name} are the same parameter")
         else:
             found[path] = (name, rule[1])
-            faults += _misfits(info, rules.torch_shape(tuple(wanted[path].shape), rule[1]))
+            faults += _misfits(info, wanted[path], rule[1], rules.is_part(path))
     missing = [path for path in wanted if path not in found]
     faults += [f"missing: {_in_file(prefix + path, wanted[path], table)}" for path in missing]
     if faults:
@@ -146,7 +164,29 @@ def tensor_sources(
         ValueError: the tree is not the one the model needs; all differences are named.
     """
     check_params(params, expected)
-    return list(_sources(flatten(params), table, prefix, dtype))
+    return list(_sources(flatten(parts(params)), table, prefix, dtype))
+
+
+def quantize_tree(
+    params: Mapping[str, Any], forms: Mapping[str, Form], *, table: rules.RuleTable, prefix: str = ""
+) -> Params:
+    """Returns a tree in which the parameters of `forms` are stored so; arrays as one device holds them.
+
+    Raises:
+        CheckpointError: a parameter holds values that are not finite.
+    """
+    made: Params = {}
+    for path, leaf in flatten(params).items():
+        if path not in forms:
+            made[path] = leaf
+            continue
+        rule = table.name_of(prefix + path)
+        assert rule is not None
+        array = rules.from_param(np.asarray(leaf), rule[1], np.dtype(leaf.dtype))
+        found = quantized_tensor(array.__getitem__, array.shape, forms[path], path).items()
+        placed = {part: _put(rules.to_param(codes, rule[1], codes.dtype)) for part, codes in found}
+        made |= joined({path: placed}, leaf.dtype)
+    return unflatten(made)
 
 
 def _sources(
@@ -157,7 +197,7 @@ def _sources(
         if rule is None:
             raise ValueError(f"The parameter {prefix + path} has no rule in altclip_jax/weights/families.py.")
         name, transform = rule
-        target = np.dtype(leaf.dtype if dtype is None else dtype)
+        target = np.dtype(leaf.dtype if dtype is None or rules.is_part(path) else dtype)
 
         def load(leaf: Any = leaf, transform: rules.Transform = transform, target: Any = target) -> NDArray[Any]:
             return rules.from_param(np.asarray(leaf), transform, target)
@@ -180,14 +220,17 @@ def check_params(params: Mapping[str, Any], expected: Mapping[str, Any]) -> None
         raise ValueError("The parameters do not fit the model:\n  - " + "\n  - ".join(faults))
 
 
-def _misfits(info: TensorInfo, shape: tuple[int, ...]) -> Iterable[str]:
+def _misfits(info: TensorInfo, leaf: Any, transform: rules.Transform, exact: bool) -> Iterable[str]:
+    shape = rules.torch_shape(tuple(leaf.shape), transform)
     if info.shape != shape:
         yield f"wrong shape: {info.name} is {info.shape}, expected {shape}"
-    if info.dtype.name not in _FLOATS:
-        yield f"wrong dtype: {info.name} is {info.dtype.name}, expected one of {', '.join(sorted(_FLOATS))}"
+    dtypes = [np.dtype(leaf.dtype).name] if exact else sorted(_FLOATS)
+    if info.dtype.name not in dtypes:
+        one_of = "" if exact else "one of "
+        yield f"wrong dtype: {info.name} is {info.dtype.name}, expected {one_of}{', '.join(dtypes)}"
 
 
-def _part(path: str) -> str:
+def _top(path: str) -> str:
     return path.split("/", 1)[0]
 
 

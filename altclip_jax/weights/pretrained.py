@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,8 +13,29 @@ import numpy as np
 from jax.typing import DTypeLike
 
 from altclip_jax import hub
-from altclip_jax.weights.convert import Params, check_params, params_from_tensors, tensor_sources
-from altclip_jax.weights.readers import WEIGHT_FILES, open_checkpoint
+from altclip_jax.weights.convert import (
+    Params,
+    check_params,
+    flatten,
+    params_from_tensors,
+    tensor_sources,
+    unflatten,
+)
+from altclip_jax.weights.quantization import Form, QuantizationRule, plan_forms, quantized_shapes
+from altclip_jax.weights.quantized import joined, parts, with_dtype
+from altclip_jax.weights.quantized_files import (
+    KEY,
+    METADATA,
+    check_description,
+    check_scales,
+    counted,
+    description_of,
+    forms_in_file,
+    forms_in_tree,
+    read_description,
+)
+from altclip_jax.weights.readers import WEIGHT_FILES, Checkpoint, open_checkpoint
+from altclip_jax.weights.rules import is_part
 from altclip_jax.weights.writers import save_sharded
 
 ORBAX_FOLDER = "orbax_params"
@@ -30,6 +51,7 @@ def load(
     revision: str | None = None,
     local_files_only: bool = False,
     cache_dir: str | os.PathLike[str] | None = None,
+    quantize: str | Sequence[QuantizationRule] | None = None,
     place: Callable[[Params], Params] | None = None,
     **fields: Any,
 ) -> tuple[Any, Params]:
@@ -41,22 +63,84 @@ def load(
     folder = fetch(source, revision=revision, local_files_only=local_files_only, cache_dir=cache_dir)
     config = model_class.config_class.from_json(folder)
     model = model_class(config, dtype=compute, param_dtype=stored, **fields)
-    expected = model.param_shapes()
-    shardings = None if place is None else place(expected)
+    shapes = flatten(model.param_shapes())
+    described = read_description(folder)
+    forms = {} if quantize is None else _forms_to_make(folder, described, quantize, shapes, model.params_prefix)
+
+    def placed(forms: Mapping[str, Form]) -> Params | None:
+        return None if place is None else place(_with_forms(model, shapes, forms))
+
     if (folder / ORBAX_FOLDER).is_dir():
-        return model, load_orbax(folder / ORBAX_FOLDER, expected, shardings)
-    with open_checkpoint(folder) as checkpoint:
-        params = params_from_tensors(
-            checkpoint.infos,
-            checkpoint.read,
-            expected,
-            table=model_class.rule_table,
-            prefix=model_class.params_prefix,
-            dtype=stored,
-            subject=str(checkpoint.files[0] if len(checkpoint.files) == 1 else folder),
-            shardings=shardings,
-        )
+        has = stored_forms(folder, model, None)
+        expected = _with_forms(model, shapes, has)
+        params = load_orbax(folder / ORBAX_FOLDER, expected, placed(has), dtype=stored)
+    else:
+        with open_checkpoint(folder) as checkpoint:
+            has = stored_forms(folder, model, checkpoint)
+            params = params_from_tensors(
+                checkpoint.infos,
+                checkpoint.read,
+                _with_forms(model, shapes, has),
+                table=model_class.rule_table,
+                prefix=model_class.params_prefix,
+                dtype=stored,
+                subject=_subject(folder, checkpoint),
+                shardings=placed(has | forms),
+                forms=forms,
+            )
+    check_scales(flatten(params), str(folder))
     return model, params
+
+
+def _forms_to_make(
+    folder: Path,
+    described: Mapping[str, Any] | None,
+    quantize: str | Sequence[QuantizationRule],
+    shapes: Mapping[str, Any],
+    prefix: str,
+) -> dict[str, Form]:
+    if described is not None:
+        raise ValueError(
+            f"{folder} is quantised already ({counted(described.get('tensors'))}): leave quantize={quantize!r} away, or"
+            " start from the float checkpoint."
+        )
+    forms = plan_forms(shapes, quantize, prefix)
+    if (folder / ORBAX_FOLDER).is_dir():
+        raise ValueError(
+            f"{folder} is an orbax checkpoint, which is not quantised while it is read: make safetensors of it with"
+            " `altclip convert` and quantise these."
+        )
+    return forms
+
+
+def stored_forms(folder: Path, model: Any, checkpoint: Checkpoint | None) -> dict[str, Form]:
+    """Returns how those parameters of a model are stored that a folder has in few bits.
+
+    Args:
+        folder: With config.json and weights.
+        model: Which of its parameters are meant.
+        checkpoint: The open weights; None for an orbax checkpoint.
+
+    Raises:
+        CheckpointError: this version does not read them, or config.json says something else than the weights.
+    """
+    described, shapes = read_description(folder), flatten(model.param_shapes())
+    if checkpoint is None:
+        tree = flatten(orbax_shapes(folder / ORBAX_FOLDER))
+        check_description(described, {path: leaf.dtype for path, leaf in tree.items()}, str(folder / ORBAX_FOLDER))
+        return forms_in_tree(tree, shapes)
+    infos = checkpoint.infos
+    dtypes = {name: info.dtype for name, info in infos.items()}
+    check_description(described, dtypes, _subject(folder, checkpoint))
+    return forms_in_file(infos, shapes, model.rule_table, model.params_prefix)
+
+
+def _with_forms(model: Any, shapes: Mapping[str, Any], forms: Mapping[str, Form]) -> Params:
+    return unflatten(quantized_shapes(shapes, forms, model.rule_table, model.params_prefix))
+
+
+def _subject(folder: Path, checkpoint: Checkpoint) -> str:
+    return str(checkpoint.files[0] if len(checkpoint.files) == 1 else folder)
 
 
 def save(
@@ -71,9 +155,11 @@ def save(
     sources = tensor_sources(
         params, model.param_shapes(), table=model.rule_table, prefix=model.params_prefix, dtype=dtype
     )
-    save_sharded(folder, sources, max_shard_bytes=max_shard_bytes)
-    widest = max((source.dtype for source in sources), key=lambda item: item.itemsize)
-    write_config(model, folder, widest)
+    described = description_of(flatten(params).values())
+    how = {} if described is None else {"metadata": METADATA}
+    save_sharded(folder, sources, max_shard_bytes=max_shard_bytes, **how)
+    floats = [source.dtype for source in sources if not is_part(source.name)]
+    write_config(model, folder, max(floats, key=lambda item: item.itemsize), described)
 
 
 def save_orbax(model: Any, folder: str | os.PathLike[str], params: Params, *, dtype: DTypeLike | None = None) -> None:
@@ -86,13 +172,14 @@ def save_orbax(model: Any, folder: str | os.PathLike[str], params: Params, *, dt
 
     check_params(params, model.param_shapes())
     if dtype is not None:
-        params = jax.tree.map(lambda leaf: jnp.asarray(leaf, dtype), params)
+        params = with_dtype(params, dtype)
     target = Path(folder).absolute() / ORBAX_FOLDER
     if target.exists():
         raise FileExistsError(f"{target} exists already: remove it or choose another folder.")
     with ocp.StandardCheckpointer() as checkpointer:
-        checkpointer.save(target, params)
-    write_config(model, folder, np.dtype(jax.tree.leaves(params)[0].dtype))
+        checkpointer.save(target, parts(params))
+    leaves = list(flatten(params).values())
+    write_config(model, folder, np.dtype(leaves[0].dtype), description_of(leaves))
 
 
 def orbax_shapes(folder: Path) -> Any:
@@ -111,19 +198,25 @@ def orbax_shapes(folder: Path) -> Any:
     return metadata.tree
 
 
-def load_orbax(folder: Path, expected: Params, shardings: Params | None = None) -> Params:
-    """Reads a parameter tree that `save_orbax` wrote, in the dtypes of `expected`, onto one device or as placed."""
+def load_orbax(
+    folder: Path, expected: Params, shardings: Params | None = None, *, dtype: DTypeLike = jnp.float32
+) -> Params:
+    """Reads a parameter tree that `save_orbax` wrote, in the dtypes of `expected`, onto one device or as placed.
+
+    Quantised leaves give back arrays of `dtype`.
+    """
     import orbax.checkpoint as ocp
 
+    wanted = parts(expected)
     with ocp.StandardCheckpointer() as checkpointer:
-        check_params(orbax_shapes(folder), expected)
+        check_params(orbax_shapes(folder), wanted)
         # without an explicit place orbax would restore onto the devices that wrote the checkpoint
         device = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
-        shardings = jax.tree.map(lambda leaf: device, expected) if shardings is None else shardings
+        places = jax.tree.map(lambda leaf: device, wanted) if shardings is None else parts(shardings)
         abstract: Any = jax.ShapeDtypeStruct
-        target = jax.tree.map(lambda leaf, at: abstract(leaf.shape, leaf.dtype, sharding=at), expected, shardings)
+        target = jax.tree.map(lambda leaf, at: abstract(leaf.shape, leaf.dtype, sharding=at), wanted, places)
         params: Params = checkpointer.restore(folder.absolute(), target)
-    return params
+    return joined(params, dtype)
 
 
 def fetch(
@@ -169,8 +262,12 @@ def _float_dtype(name: str, value: DTypeLike) -> Any:
     return dtype
 
 
-def write_config(model: Any, folder: str | os.PathLike[str], stored: np.dtype[Any]) -> None:
-    """Writes config.json with what this save decided: the architecture and the dtype of the weights."""
-    extra = {key: value for key, value in model.config.extra.items() if key != "torch_dtype"}
+def write_config(
+    model: Any, folder: str | os.PathLike[str], stored: np.dtype[Any], quantized: Mapping[str, Any] | None = None
+) -> None:
+    """Writes config.json with what this save decided: the architecture, and the dtype or few bits of the weights."""
+    extra = {key: value for key, value in model.config.extra.items() if key not in ("torch_dtype", KEY)}
     extra |= {"architectures": [type(model).__name__], "dtype": stored.name}
+    if quantized is not None:
+        extra[KEY] = dict(quantized)
     model.config.replace(extra=extra).save(folder)

@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from altclip_jax.weights.stored import aligned_empty
 
 Transform = Literal["same", "linear", "patches"]
+PARTS = ("codes", "scales", "zero_points")  # the last names of what a quantised parameter is stored as
 
 
 class Rule(NamedTuple):
@@ -65,12 +66,15 @@ class RuleTable:
         return re.fullmatch(self.ignored, name) is not None
 
     def path_of(self, name: str) -> tuple[str, Transform] | None:
-        """Returns the path of a canonical name and the transform towards it, or None without a rule."""
-        return _look_up(self._by_name, name)
+        """Returns the path of a canonical name and the transform towards it, or None without a rule.
+
+        The parts of a quantised parameter stand behind its name and its path.
+        """
+        return _look_up(self._by_name, name, ".", "/")
 
     def name_of(self, path: str) -> tuple[str, Transform] | None:
         """Returns the canonical name of a path and the transform that was applied towards the path, or None."""
-        return _look_up(self._by_path, path)
+        return _look_up(self._by_path, path, "/", ".")
 
     @functools.cached_property
     def _by_name(self) -> list[tuple[re.Pattern[str], str, Transform]]:
@@ -96,6 +100,17 @@ def torch_shape(shape: tuple[int, ...], transform: Transform) -> tuple[int, ...]
     """Returns the shape in PyTorch's layout of a parameter of `shape`."""
     axes = _AXES[transform]
     return shape if axes is None else tuple(shape[axis] for axis in np.argsort(axes))
+
+
+def param_shape(shape: tuple[int, ...], transform: Transform) -> tuple[int, ...]:
+    """Undoes `torch_shape`; a shape of another number of axes stays as it is."""
+    axes = _AXES[transform]
+    return shape if axes is None or len(axes) != len(shape) else tuple(shape[axis] for axis in axes)
+
+
+def output_axis(transform: Transform) -> int:
+    """Returns which axis of a parameter is the first one, the output, in PyTorch's layout."""
+    return 0 if _AXES[transform] is None else -1
 
 
 def torch_index(index: tuple[slice, ...], transform: Transform) -> tuple[slice, ...]:
@@ -126,8 +141,17 @@ def _compiled(template: str) -> re.Pattern[str]:
     return re.compile(re.escape(template).replace(r"\{i\}", "(0|[1-9][0-9]*)"))
 
 
-def _look_up(table: list[tuple[re.Pattern[str], str, Transform]], key: str) -> tuple[str, Transform] | None:
+def is_part(path: str) -> bool:
+    """Tells whether a path, or a name, is that of a part of a quantised parameter."""
+    return re.split(r"[./]", path)[-1] in PARTS
+
+
+def _look_up(
+    table: list[tuple[re.Pattern[str], str, Transform]], key: str, before: str, after: str
+) -> tuple[str, Transform] | None:
+    whole, _, part = key.rpartition(before) if is_part(key) else (key, "", "")
     for pattern, target, transform in table:
-        if match := pattern.fullmatch(key):
-            return target.replace("{i}", match[1] if match.groups() else ""), transform
+        if match := pattern.fullmatch(whole):
+            found = target.replace("{i}", match[1] if match.groups() else "")
+            return f"{found}{after}{part}" if part else found, transform
     return None

@@ -1,0 +1,210 @@
+"""Parameters that are stored in few bits: leaves of the tree that give back arrays.
+
+They are registered pytrees, so that jit, export, device_put, orbax and shardings see the small arrays they are made
+of, and `dequantize` inside jit makes an array of one leaf where a layer asks for it. `parts` and `joined` go between a
+tree with such leaves and one of plain arrays, which is what files hold.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Callable, Mapping
+from typing import Any, ClassVar
+
+import jax
+import jax.export
+import jax.numpy as jnp
+import numpy as np
+from jax import Array
+from jaxtyping import Float, Int
+from numpy.typing import NDArray
+
+from altclip_jax.weights.rules import PARTS
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class QuantizedArray:
+    """What the two kinds share; axes before the last two (or four, of patches) are layers stacked.
+
+    Attributes:
+        codes: Small integers.
+        scales: The width of a step of the codes, broadcast over what shares it.
+        dtype: Of the array that `dequantize` gives; its values are computed in float32.
+    """
+
+    codes: Any
+    scales: Any
+    dtype: np.dtype[Any]
+
+    scheme: ClassVar[str]
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Of the array."""
+        return tuple(self.codes.shape)
+
+    @property
+    def ndim(self) -> int:
+        """Number of its axes."""
+        return len(self.shape)
+
+    @property
+    def size(self) -> int:
+        """Number of its elements."""
+        return math.prod(self.shape)
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes that its parts take, not those of the array."""
+        return sum(int(part.nbytes) for part in jax.tree.leaves(self))
+
+    def dequantize(self) -> Array:
+        """Returns the array."""
+        raise NotImplementedError
+
+    def rows(self, ids: Int[Array, ...]) -> Array:
+        """Returns rows of a table; those outside it are NaN."""
+        return _take(self.dequantize(), ids, jnp.nan)
+
+    def __jax_array__(self) -> Array:
+        return self.dequantize()
+
+    def __array__(self, dtype: Any = None, copy: bool | None = None) -> NDArray[Any]:
+        return np.asarray(self.dequantize(), dtype)
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Int8Array(QuantizedArray):
+    """codes * scales: int8, and float32 scales, one for each output channel of a kernel or row of a table."""
+
+    scheme: ClassVar[str] = "int8"
+
+    def dequantize(self) -> Array:
+        """Returns the array."""
+        values: Array = self.codes.astype(jnp.float32) * self.scales
+        return values.astype(self.dtype)
+
+    def rows(self, ids: Int[Array, ...]) -> Array:
+        """Returns rows of a table of which each has its scale, without making an array of the others."""
+        values: Array = _take(self.codes, ids, 0).astype(jnp.float32) * _take(self.scales, ids, jnp.nan)
+        return values.astype(self.dtype)
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Int4Array(QuantizedArray):
+    """(code - 8) * scale + zero point: a kernel (..., in, out) in groups of neighbours along its input axis.
+
+    Byte i of `codes` (..., in / 2, out), uint8, has the code of row 2i in its low four bits and that of row 2i + 1 in
+    its high four. `scales` and `zero_points` are (..., in / group, out), bfloat16.
+    """
+
+    zero_points: Any = None
+
+    scheme: ClassVar[str] = "int4"
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Of the array."""
+        *stack, pairs, out = self.codes.shape
+        return (*stack, 2 * pairs, out)
+
+    @property
+    def group_size(self) -> int:
+        """How many rows share a scale and a zero point."""
+        return self.shape[-2] // int(self.scales.shape[-2])
+
+    def dequantize(self) -> Array:
+        """Returns the array."""
+        *stack, width, out = self.shape
+        codes = jnp.stack([self.codes & 15, self.codes >> 4], axis=-2)
+        steps = codes.reshape(*stack, width // self.group_size, self.group_size, out).astype(jnp.float32) - 8
+        scales, zero_points = (part[..., None, :].astype(jnp.float32) for part in (self.scales, self.zero_points))
+        values: Array = steps * scales + zero_points
+        return values.reshape(self.shape).astype(self.dtype)
+
+
+def _take(table: Array, ids: Array, outside: float) -> Array:
+    return jnp.take(table, ids, axis=0, mode="fill", fill_value=outside)
+
+
+def as_array(leaf: Any) -> Any:
+    """Returns the array of a leaf, whether or not it is stored in few bits."""
+    return leaf.dequantize() if isinstance(leaf, QuantizedArray) else leaf
+
+
+def take_rows(table: Any, ids: Int[Array, ...]) -> Float[Array, "... embed"]:
+    """Returns rows of a table, whether or not it is stored in few bits; a row outside it is NaN."""
+    return table.rows(ids) if isinstance(table, QuantizedArray) else _take(table, ids, jnp.nan)
+
+
+def parts(tree: Any) -> dict[str, Any]:
+    """Returns a tree of plain arrays: a dict of its parts in the place of each quantised leaf."""
+    found: dict[str, Any] = _mapped(tree, lambda leaf: _parts_of(leaf) if isinstance(leaf, QuantizedArray) else leaf)
+    return found
+
+
+def _parts_of(leaf: QuantizedArray) -> dict[str, Any]:
+    return {name: getattr(leaf, name) for name in PARTS if hasattr(leaf, name)}
+
+
+def joined(tree: Mapping[str, Any], dtype: Any) -> dict[str, Any]:
+    """Undoes `parts`; the quantised leaves give back arrays of `dtype`."""
+    made: dict[str, Any] = {}
+    for key, value in tree.items():
+        if isinstance(value, Mapping):
+            kind = Int4Array if "zero_points" in value else Int8Array
+            made[key] = kind(dtype=np.dtype(dtype), **value) if "codes" in value else joined(value, dtype)
+        else:
+            made[key] = value
+    return made
+
+
+def is_quantized(tree: Any) -> bool:
+    """Tells whether some leaf of a tree is stored in few bits."""
+    return any(isinstance(leaf, QuantizedArray) for leaf in _leaves(tree))
+
+
+def dequantized(tree: Any) -> dict[str, Any]:
+    """Returns a tree of arrays: what a model computes with, in the memory that this takes."""
+    found: dict[str, Any] = _mapped(tree, as_array)
+    return found
+
+
+def with_dtype(tree: Any, dtype: Any) -> dict[str, Any]:
+    """Returns a tree whose arrays have a dtype; what is stored in few bits stays so and gives back that dtype."""
+
+    def changed(leaf: Any) -> Any:
+        if isinstance(leaf, QuantizedArray):
+            return dataclasses.replace(leaf, dtype=np.dtype(dtype))
+        return jnp.asarray(leaf, dtype)
+
+    found: dict[str, Any] = _mapped(tree, changed)
+    return found
+
+
+def _is_leaf(value: Any) -> bool:
+    return isinstance(value, QuantizedArray)
+
+
+def _mapped(tree: Any, function: Callable[[Any], Any]) -> Any:
+    return jax.tree.map(function, tree, is_leaf=_is_leaf)
+
+
+def _leaves(tree: Any) -> list[Any]:
+    return jax.tree.leaves(tree, is_leaf=_is_leaf)
+
+
+def _registered(kind: type[QuantizedArray], *data: str) -> None:
+    jax.tree_util.register_dataclass(kind, data_fields=list(data), meta_fields=["dtype"])
+    # exported programs take the leaves as arguments
+    jax.export.register_pytree_node_serialization(
+        kind,
+        serialized_name=f"altclip_jax.{kind.__name__}",
+        serialize_auxdata=lambda aux: aux[0].name.encode(),
+        deserialize_auxdata=lambda name: (np.dtype(name.decode()),),
+    )
+
+
+_registered(Int8Array, "codes", "scales")
+_registered(Int4Array, *PARTS)

@@ -1,0 +1,158 @@
+"""What folders with quantised weights say of them, and how their parameters' forms are told from what they hold.
+
+config.json has, beside what every model's has,
+
+    "quantization_config": {"quant_method": "altclip_jax", "version": 1, "group_sizes": [128],
+                            "tensors": {"int4": 144, "int8": 8}}
+
+and the weights hold, in the place of NAME, the parts NAME.codes, NAME.scales and for int4 NAME.zero_points, in
+PyTorch's layout: see docs/quantization.md.
+"""
+
+from __future__ import annotations
+
+import collections
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+
+from altclip_jax.json_file import read_json_object
+from altclip_jax.weights import rules
+from altclip_jax.weights.quantization import Form
+from altclip_jax.weights.quantized import Int4Array, QuantizedArray
+from altclip_jax.weights.stored import CheckpointError, TensorInfo
+
+KEY = "quantization_config"
+METHOD = "altclip_jax"
+VERSION = 1
+# in the header of the weights, where transformers reads only "pt": it would fill what it does not find with noise
+METADATA = {"format": METHOD}
+_SCHEMES = {"int8": "int8", "uint8": "int4"}  # by the dtype of the codes
+
+
+def read_description(folder: Path) -> dict[str, Any] | None:
+    """Returns the quantization_config of a folder, or None where the weights are float.
+
+    Raises:
+        CheckpointError: the weights are in a form that this version does not read.
+    """
+    found = read_json_object(folder / "config.json").get(KEY)
+    if found is None:
+        return None
+    where = f"{KEY} in {folder / 'config.json'}"
+    if not isinstance(found, dict):
+        raise CheckpointError(f"{where} is not a JSON object but {found!r}")
+    if found.get("quant_method") != METHOD:
+        raise CheckpointError(
+            f"{where} has quant_method {found.get('quant_method')!r}: such weights are not read here, get the float"
+            " ones and quantise them with `altclip convert --quantize`"
+        )
+    version = found.get("version")
+    if version != VERSION:
+        raise CheckpointError(
+            f"{where} has version {version!r}, and this altclip_jax reads version {VERSION}: install the one that wrote"
+            " it, or a later one"
+        )
+    return found
+
+
+def refuse_quantized(folder: Path, doing: str) -> None:
+    """Raises ValueError where the weights of a folder are quantised and something needs float ones."""
+    if read_description(folder) is not None:
+        raise ValueError(
+            f"{folder} is quantised, and {doing} needs float weights: start from the checkpoint it was made of, or make"
+            " one of it with `altclip convert --dequantize`, which is lossy."
+        )
+
+
+def description_of(leaves: Iterable[Any]) -> dict[str, Any] | None:
+    """Returns the quantization_config of parameters, or None where all are float."""
+    quantized = [leaf for leaf in leaves if isinstance(leaf, QuantizedArray)]
+    if not quantized:
+        return None
+    groups = sorted({leaf.group_size for leaf in quantized if isinstance(leaf, Int4Array)})
+    counts = dict(sorted(collections.Counter(leaf.scheme for leaf in quantized).items()))
+    described: dict[str, Any] = {"quant_method": METHOD, "version": VERSION, "tensors": counts}
+    return described | ({"group_sizes": groups} if groups else {})
+
+
+def check_description(described: Mapping[str, Any] | None, dtypes: Mapping[str, Any], subject: str) -> None:
+    """Compares what config.json says with the parts that the weights hold.
+
+    Args:
+        described: From `read_description`.
+        dtypes: {name or path: dtype} of all that the weights hold.
+        subject: What the error message calls them.
+
+    Raises:
+        CheckpointError: they are those of different checkpoints.
+    """
+    codes = [np.dtype(dtype).name for name, dtype in dtypes.items() if name.endswith("codes")]
+    held = dict(sorted(collections.Counter(_SCHEMES.get(name, name) for name in codes).items()))
+    said = {} if described is None else described.get("tensors")
+    if held != said:
+        raise CheckpointError(
+            f"config.json says that {counted(said)} are quantised, and {subject} holds {counted(held)}: the two are of"
+            " different checkpoints, or one is damaged"
+        )
+
+
+def forms_in_file(
+    infos: Mapping[str, TensorInfo], shapes: Mapping[str, Any], table: rules.RuleTable, prefix: str
+) -> dict[str, Form]:
+    """Returns how the parameters in a file are stored, where not as they are; `shapes` are those of a model by path."""
+    make: Any = jax.ShapeDtypeStruct
+    found: dict[str, Any] = {}
+    for name, info in infos.items():
+        rule = table.path_of(table.canonical_name(name)) if rules.is_part(name) else None
+        if rule is not None and rule[0].startswith(prefix):
+            found[rule[0].removeprefix(prefix)] = make(rules.param_shape(info.shape, rule[1]), info.dtype)
+    return forms_in_tree(found, shapes)
+
+
+def forms_in_tree(found: Mapping[str, Any], shapes: Mapping[str, Any]) -> dict[str, Form]:
+    """Returns how parameters are stored, where not as they are.
+
+    Args:
+        found: {path: shape and dtype} of the parts.
+        shapes: {path: shape and dtype} of the parameters of a model.
+    """
+    forms: dict[str, Form] = {}
+    for path, leaf in shapes.items():
+        codes, scales = found.get(f"{path}/codes"), found.get(f"{path}/scales")
+        if codes is None or len(leaf.shape) < 2:
+            continue
+        forms[path] = Form("int8")
+        if np.dtype(codes.dtype) == np.uint8 and path.endswith("/kernel") and len(leaf.shape) == 2:
+            width, groups = leaf.shape[0], scales.shape[0] if scales is not None and scales.shape else 0
+            # one group where none fits: a shape that is not the file's, which is then named
+            forms[path] = Form("int4", width // groups if groups and width % groups == 0 else width)
+    return forms
+
+
+def check_scales(params: Mapping[str, Any], subject: str) -> None:
+    """Raises CheckpointError naming quantised parameters whose scales or zero points are damaged."""
+    faults = []
+    for path, leaf in params.items():
+        if not isinstance(leaf, QuantizedArray):
+            continue
+        if not all(np.isfinite(piece).all() and (piece > 0).all() for piece in _pieces(leaf.scales)):
+            faults.append(f"the scales of {path} are not all positive numbers")
+        if isinstance(leaf, Int4Array) and not all(np.isfinite(piece).all() for piece in _pieces(leaf.zero_points)):
+            faults.append(f"the zero points of {path} are not all finite")
+    if faults:
+        raise CheckpointError(f"{subject} is damaged", faults)
+
+
+def _pieces(array: Any) -> Iterable[Any]:
+    return (np.asarray(shard.data, np.float32) for shard in array.addressable_shards)
+
+
+def counted(tensors: Any) -> str:
+    """Says in words how many tensors have which scheme."""
+    if not isinstance(tensors, dict):
+        return repr(tensors)
+    return " and ".join(f"{count} {scheme} tensors" for scheme, count in tensors.items()) or "no tensor"

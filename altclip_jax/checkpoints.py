@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -19,8 +20,12 @@ from altclip_jax.model.text import AltCLIPTextModel
 from altclip_jax.model.vision import AltCLIPVisionModel, CLIPVisionModel
 from altclip_jax.processing.processor import IMAGE_FILES, TOKENIZER_FILES
 from altclip_jax.weights import pretrained
-from altclip_jax.weights.convert import Params, flatten, plan_reading
+from altclip_jax.weights.convert import Params, flatten, plan_reading, unflatten
+from altclip_jax.weights.quantization import QuantizationRule, quantized_shapes
+from altclip_jax.weights.quantized import dequantized, parts
+from altclip_jax.weights.quantized_files import read_description
 from altclip_jax.weights.readers import CheckpointError, open_checkpoint
+from altclip_jax.weights.rules import is_part
 
 Part = Literal["full", "text", "vision"]
 Family = Literal["altclip", "clip"]
@@ -58,6 +63,7 @@ class Description(NamedTuple):
     config: dict[str, Any]
     parameters: dict[str, int]  # by part of the model, and "total"
     files: tuple[FileSummary, ...]
+    quantization: dict[str, Any] | None = None  # the quantization_config of weights in few bits
 
 
 def kind_of(folder: Path) -> tuple[Family, Part]:
@@ -90,16 +96,21 @@ def describe(source: str | os.PathLike[str], **where: Any) -> Description:
         top = path.split("/")[0] if part == "full" else f"{part}_model"
         counts[top] = counts.get(top, 0) + int(np.prod(leaf.shape))
     counts["total"] = sum(counts.values())
-    return Description(str(source), part, model.config.to_dict(), counts, _summaries(folder, shapes, model))
+    files = _summaries(folder, shapes, model)
+    return Description(str(source), part, model.config.to_dict(), counts, files, read_description(folder))
 
 
 def _summaries(folder: Path, shapes: Params, model: PretrainedModel) -> tuple[FileSummary, ...]:
     orbax = folder / pretrained.ORBAX_FOLDER
     if orbax.is_dir():
+        pretrained.stored_forms(folder, model, None)
         size = sum(file.stat().st_size for file in orbax.rglob("*") if file.is_file())
         return (FileSummary(orbax.name, size, len(flatten(shapes)), ()),)
     with open_checkpoint(folder) as checkpoint:
-        plan_reading(checkpoint.infos, shapes, table=model.rule_table, prefix=model.params_prefix, subject=str(folder))
+        forms = pretrained.stored_forms(folder, model, checkpoint)
+        table, prefix = model.rule_table, model.params_prefix
+        expected = unflatten(quantized_shapes(flatten(shapes), forms, table, prefix))
+        plan_reading(checkpoint.infos, expected, table=table, prefix=prefix, subject=str(folder))
         return tuple(
             FileSummary(
                 file.name,
@@ -119,9 +130,13 @@ def convert(
     dtype: DTypeLike | None = None,
     form: Form = "safetensors",
     max_shard_bytes: int = 5_000_000_000,
+    quantize: str | Sequence[QuantizationRule] | None = None,
+    dequantize: bool = False,
     **where: Any,
 ) -> Description:
     """Writes a checkpoint in another form, with its processor's files, and reads it back to compare every value.
+
+    One that is quantised stays so unless `dequantize` is set.
 
     Args:
         source: A folder or hub id.
@@ -130,10 +145,14 @@ def convert(
         dtype: Dtype of the new weights; None keeps the source's if all its tensors share one, else takes float32.
         form: "safetensors", which transformers reads, or "orbax".
         max_shard_bytes: Above this, safetensors are written as several files and an index.
+        quantize: "int8", "int4" or rules: store kernels and tables in few bits, as `from_pretrained` does.
+        dequantize: Write the float weights that a quantised source gives back, which transformers reads. What
+            quantisation took from the original stays lost.
         **where: revision, local_files_only, cache_dir of a hub repository.
 
     Raises:
-        ValueError: source and target are the same folder, or a tower has no part of that name.
+        ValueError: source and target are the same folder, a tower has no part of that name, or the source cannot be
+            quantised or dequantised.
         CheckpointError: the source is damaged, or what was read back differs.
     """
     folder, target = pretrained.fetch(source, **where), Path(target)
@@ -143,9 +162,12 @@ def convert(
     part = have if part is None else part
     if have not in ("full", part):
         raise ValueError(f"{source} holds the {have} tower alone, so no {part} model can be made of it.")
+    if dequantize and (quantize is not None or read_description(folder) is None):
+        raise ValueError(f"{source} cannot be dequantised: its weights are float, or shall be quantised.")
     stored = _shared_dtype(folder) if dtype is None else dtype
     model_class = MODEL_CLASSES[family, part]
-    model, params = model_class.from_pretrained(folder, dtype=stored)
+    model, params = model_class.from_pretrained(folder, dtype=stored, quantize=quantize)
+    params = dequantized(params) if dequantize else params
     if form == "orbax":
         pretrained.save_orbax(model, target, params)
     else:
@@ -162,13 +184,16 @@ def _shared_dtype(folder: Path) -> DTypeLike:
     if (folder / pretrained.ORBAX_FOLDER).is_dir():
         return np.float32
     with open_checkpoint(folder) as checkpoint:
-        floats = {info.dtype for info in checkpoint.infos.values() if info.dtype.kind in "fV"}
+        infos = checkpoint.infos
+        floats = {info.dtype for name, info in infos.items() if info.dtype.kind in "fV" and not is_part(name)}
     return np.float32 if len(floats) != 1 or np.dtype(np.float64) in floats else floats.pop()
 
 
 def _verify(model_class: type[PretrainedModel], target: Path, dtype: DTypeLike, params: Any) -> None:
     _, again = model_class.from_pretrained(target, dtype=dtype)
-    written, read = flatten(params), flatten(again)
-    different = [path for path in written if np.asarray(written[path]).tobytes() != np.asarray(read[path]).tobytes()]
+    written, read = flatten(parts(params)), flatten(parts(again))
+    different = sorted(written.keys() ^ read.keys()) or [
+        path for path in written if np.asarray(written[path]).tobytes() != np.asarray(read[path]).tobytes()
+    ]
     if different:
         raise CheckpointError(f"{target} differs from what was written", [f"{path} differs" for path in different])

@@ -29,6 +29,12 @@ def add_commands(commands: Any) -> None:
     convert.add_argument("--form", choices=["safetensors", "orbax"], default="safetensors", help="default: %(default)s")
     convert.add_argument("--dtype", choices=["float32", "bfloat16", "float16"], help="default: that of the source")
     convert.add_argument("--max-shard-bytes", type=int, default=5_000_000_000, metavar="N", help="default: %(default)s")
+    bits = convert.add_mutually_exclusive_group()
+    bits.add_argument("--quantize", choices=["int8", "int4"], help="store kernels and tables in few bits")
+    bits.add_argument("--dequantize", action="store_true", help="write the float weights that a quantised source gives")
+    convert.add_argument(
+        "--group-size", type=int, metavar="N", help="of int4; default: 128, or 64 or 32 where it does not divide"
+    )
     add_hub_options(convert)
 
     info = add_command(commands, "info", _info, "config, parameter counts and files, without loading the weights")
@@ -58,7 +64,13 @@ def add_commands(commands: Any) -> None:
 
 def _convert(options: argparse.Namespace) -> None:
     from altclip_jax import checkpoints
+    from altclip_jax.weights.quantization import quantization_rules
 
+    if options.group_size is not None and options.quantize is None:
+        raise ValueError(f"--group-size {options.group_size} is for --quantize int4: add that.")
+    rules = options.quantize
+    if options.group_size is not None:
+        rules = quantization_rules(options.quantize, options.group_size)
     description = checkpoints.convert(
         options.source,
         options.target,
@@ -66,12 +78,18 @@ def _convert(options: argparse.Namespace) -> None:
         dtype=options.dtype,
         form=options.form,
         max_shard_bytes=options.max_shard_bytes,
+        quantize=rules,
+        dequantize=options.dequantize,
         revision=options.revision,
         local_files_only=options.local_files_only,
     )
     _print_description(description, options.json)
     if not options.json:
         print("verified: every value was read back as it was written")
+        if options.quantize:
+            print("quantised: this is lossy, keep the float weights; transformers does not read these")
+        elif options.dequantize:
+            print("dequantised: what the few bits hold; what quantisation took from the original stays lost")
 
 
 def _init(options: argparse.Namespace) -> None:
@@ -123,6 +141,12 @@ def _print_description(description: Any, as_json: bool) -> None:
         print(f"  {name:18} {count:>15,} parameters")
     for file in description.files:
         print(f"  {file.name:34} {file.bytes:>15,} bytes, {file.tensors} tensors, {', '.join(file.dtypes)}")
+    if description.quantization is not None:
+        from altclip_jax.weights.quantized_files import counted
+
+        groups = description.quantization.get("group_sizes")
+        of = f", in groups of {' and '.join(map(str, groups))}" if groups else ""
+        print(f"  quantised: {counted(description.quantization['tensors'])}{of}")
     towers = {name: value for name, value in description.config.items() if name in ("text_config", "vision_config")}
     for name, values in (towers or {"config": description.config}).items():
         print(f"  {name}: " + ", ".join(f"{key} {values[key]}" for key in _SHOWN if key in values))

@@ -40,7 +40,7 @@ class SourceSpec:
     """One data set, in one file or many.
 
     Attributes:
-        path: A file, or a pattern such as shards/{00000..00012}.tar or shards/*.tar.
+        path: A file, or a pattern such as `shards/{00000..00012}.tar` or `shards/*.tar`.
         weight: Its share among the samples that are seen, relative to the other sources.
         format: "jsonl", "csv", "tsv", "tar" or "parquet"; None: what the suffix says.
         languages: Only what is in these.

@@ -21,7 +21,7 @@ class Calibration:
         counts: Predictions in each bin.
         confidence: Their mean confidence; NaN in an empty bin.
         accuracy: The share of them that is right; NaN in an empty bin.
-        error: The expected calibration error: the mean over predictions of |accuracy - confidence| of their bin.
+        error: The expected calibration error: the mean over predictions of `|accuracy - confidence|` of their bin.
             Source: Guo et al. 2017, "On Calibration of Modern Neural Networks", equation 3, with 15 bins.
     """
 

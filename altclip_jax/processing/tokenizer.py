@@ -88,7 +88,7 @@ class AltCLIPTokenizer(_FolderTokenizer):
 class CLIPTokenizer(_FolderTokenizer):
     """The teacher's: CLIP's byte-pair encoding in lower case, of at most 77 tokens. Made by `from_pretrained`.
 
-    The padding token is <|endoftext|> unless the files name another, such as "!". What a tokenizer.json gives differs
+    The padding token is `<|endoftext|>` unless the files name another, such as "!". What a tokenizer.json gives differs
     from the reference: see `CLIPVocabulary`.
     """
 
@@ -100,7 +100,7 @@ def load_tokenizer(folder: str | os.PathLike[str], **overrides: Any) -> AltCLIPT
     """Reads the tokenizer of a folder, whichever family's it is; see `AltCLIPTokenizer.from_pretrained`.
 
     The tokenizer_class in tokenizer_config.json decides. Where there is none, CLIP's has the files or, in its
-    tokenizer.json, the token <|startoftext|>.
+    tokenizer.json, the token `<|startoftext|>`.
     """
     folder = Path(folder)
     config = read_json_object(folder / CONFIG_FILE) if (folder / CONFIG_FILE).is_file() else {}

@@ -51,6 +51,7 @@ BEFORE = """
 convert model tower --part text
 convert model as_orbax --form orbax
 convert model half --dtype bfloat16
+convert model few --quantize int4
 embed photos --output corpus
 index corpus
 embed photos --output unfinished

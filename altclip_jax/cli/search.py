@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -11,6 +13,7 @@ from altclip_jax.cli.command import add_command, positive, print_json
 from altclip_jax.cli.model import add_model_options, load_model
 
 if TYPE_CHECKING:
+    from altclip_jax.corpus.approximate import Approximation
     from altclip_jax.corpus.index import Index
     from altclip_jax.corpus.search import Hits
     from altclip_jax.corpus.store import Kind
@@ -23,13 +26,20 @@ def add_commands(commands: Any) -> None:
     index = add_command(commands, "index", _index, "make embeddings of a corpus ready to be searched")
     index.add_argument("store", type=Path, metavar="STORE", help="the folder that `altclip embed` has written")
     index.add_argument("--output", type=Path, metavar="DIR", help=f"where; default: STORE/{_OWN}")
+    index.add_argument(
+        "--approximate",
+        nargs="?",
+        const="",
+        metavar="RECIPE",
+        help="make an approximate index as well, which needs faiss; RECIPE: in faiss' words, such as IVF4096,SQfp16",
+    )
 
     search = add_command(
         commands,
         "search",
         _search,
         "find pictures or captions of a corpus by texts or pictures",
-        epilog="Every row is compared. Of equal scores the one that comes first in the corpus wins.",
+        epilog="Every row is compared unless --approximate is given. Of equal scores the first in the corpus wins.",
     )
     search.add_argument("texts", nargs="*", metavar="TEXT", help="queries, in any language")
     search.add_argument("--image", nargs="+", default=[], type=Path, metavar="FILE", help="pictures as queries")
@@ -38,6 +48,8 @@ def add_commands(commands: Any) -> None:
     )
     search.add_argument("--among", choices=["images", "texts"], help="what is found; default: images if there are any")
     search.add_argument("--top", type=positive, default=10, metavar="N", help="hits of a query; default: %(default)s")
+    search.add_argument("--approximate", action="store_true", help="look through a few lists of rows, not all rows")
+    search.add_argument("--probes", type=positive, metavar="N", help="of --approximate: how many lists")
     search.add_argument(
         "--contact-sheet", type=Path, metavar="FILE", help="write a PNG with the pictures that were found, too"
     )
@@ -50,10 +62,28 @@ def _index(options: argparse.Namespace) -> None:
 
     folder = options.output or options.store / _OWN
     rows = build(Store.open(options.store), folder)
+    made = {} if options.approximate is None else _approximate(folder, list(rows), options.approximate or None)
     if options.json:
-        print_json({"index": str(folder), **{str(kind): count for kind, count in rows.items()}})
+        told = {"approximate": {kind: dataclasses.asdict(one) for kind, one in made.items()}} if made else {}
+        print_json({"index": str(folder), **{str(kind): count for kind, count in rows.items()}, **told})
         return
     print(f"{folder}: {' and '.join(f'{count:,} {kind}' for kind, count in rows.items())}")
+    for kind, one in made.items():
+        count, of = one.questions
+        print(
+            f"{kind}, approximately: {one.recipe}, {one.probes} lists a search, {one.recall:.1%} of the ten best rows"
+            f" for {count} of the {of}"
+        )
+
+
+def _approximate(folder: Path, kinds: Sequence[Kind], recipe: str | None) -> dict[Kind, Approximation]:
+    """Makes the approximate index of each kind; if there are two, the rows of each are the questions to the other."""
+    from altclip_jax.corpus.approximate import ApproximateIndex
+    from altclip_jax.corpus.index import Index
+
+    indices = {kind: Index(folder, kind) for kind in kinds}
+    others = {kind: next((indices[other] for other in kinds if other != kind), None) for kind in kinds}
+    return {kind: ApproximateIndex.build(index, recipe, like=others[kind]).told for kind, index in indices.items()}
 
 
 def _search(options: argparse.Namespace) -> None:
@@ -62,6 +92,8 @@ def _search(options: argparse.Namespace) -> None:
     from altclip_jax.corpus.embed import fingerprint
     from altclip_jax.corpus.search import search
 
+    if options.probes is not None and not options.approximate:
+        raise ValueError("--probes says how many lists an approximate search looks through: add --approximate.")
     if not options.texts and not options.image:
         raise ValueError("There is nothing to search for: give texts, or pictures with --image.")
     index = _opened(options)
@@ -72,7 +104,12 @@ def _search(options: argparse.Namespace) -> None:
             " with: name it with --model."
         )
     queries = np.concatenate([clip.encode_text(options.texts), clip.encode_images(options.image)])
-    hits = search(index.values, queries, options.top)
+    if options.approximate:
+        from altclip_jax.corpus.approximate import ApproximateIndex
+
+        hits = ApproximateIndex.open(index).search(queries, options.top, probes=options.probes)
+    else:
+        hits = search(index.values, queries, options.top)
     found = [
         {"query": str(query), "hits": _hits_of(index, hits, place)}
         for place, query in enumerate([*options.texts, *options.image])

@@ -65,7 +65,7 @@ def _search(values: np.ndarray, queries: np.ndarray, found: Hits, block: int) ->
         scores, rows = _candidates(values, queries[waiting], wanted, block)
         still = []
         for place, near, candidates in zip(waiting.tolist(), scores, rows, strict=True):
-            best, exact = _ranked(values, queries[place], candidates)
+            best, exact = ranked(values, queries[place], candidates)
             found.rows[place], found.scores[place] = best[:k], exact[:k]
             # what the device left out has, exactly, at most the least score it kept and its error
             if wanted < total and near[-1] + _error(values, queries[place]) >= exact[k - 1]:
@@ -73,8 +73,10 @@ def _search(values: np.ndarray, queries: np.ndarray, found: Hits, block: int) ->
         waiting, wanted = np.array(still, np.int64), min(wanted * 8, total)
 
 
-def _ranked(values: np.ndarray, query: np.ndarray, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Returns rows and their scores, best first."""
+def ranked(
+    values: Float[np.ndarray, "rows width"], query: Float[np.ndarray, " width"], rows: Int[np.ndarray, " some"]
+) -> tuple[Int[np.ndarray, " some"], Float[np.ndarray, " some"]]:
+    """Returns some of the rows and their scores, best first; of equal ones the first is before the others."""
     rows = np.sort(rows)
     pieces = [rows[start : start + _EXACT_AT_ONCE] for start in range(0, len(rows), _EXACT_AT_ONCE)]
     scores = np.concatenate([exact_scores(values[piece], query) for piece in pieces])

@@ -3,6 +3,7 @@
     python scripts/benchmark.py core --output docs/benchmark_core.json
     python scripts/benchmark.py train --output docs/benchmark_train.json
     python scripts/benchmark.py layers
+    python scripts/benchmark.py search --output docs/benchmark_search.json
     python scripts/benchmark.py infer --peer NEWER/bin/python --output docs/benchmark_infer.json
 
 A ratio above 1 says that this library is faster, or takes less, by that factor. "layers" compares two ways of this
@@ -24,6 +25,7 @@ from typing import Any
 import benchmark_core
 import benchmark_infer
 import benchmark_layers
+import benchmark_search
 import benchmark_train
 
 
@@ -32,12 +34,13 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument(
         "what",
-        choices=["core", "train", "layers", "infer"],
+        choices=["core", "train", "layers", "infer", "search"],
         help="core: towers, preprocessing, loading; train: a contrastive step; layers: a loop against a scan; infer:"
-        " both towers end to end, against old and new transformers",
+        " both towers end to end, against old and new transformers; search: an index against faiss",
     )
     parser.add_argument("--repeats", type=int, default=7)
     parser.add_argument("--batch", type=int, default=64, help="rows of a training step")
+    parser.add_argument("--rows", type=int, default=1_000_000, help="search: of 768 numbers")
     parser.add_argument("--tokenizer", type=Path, default=Path("tests/data/xlmr"))
     parser.add_argument("--peer", action="append", default=[], metavar="PYTHON", help="infer: with newer transformers")
     parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu", help="infer: of all sides")
@@ -46,6 +49,9 @@ def main() -> None:
     parser.add_argument("--tiny", action="store_true", help="infer: a model of no size, to try the benchmark out")
     parser.add_argument("--output", type=Path, help="also write JSON here")
     options = parser.parse_args()
+    if options.what == "search":
+        write(options.output, benchmark_search.run(options.repeats, options.rows, 768))
+        return
     if options.what == "infer":
         peers = [] if options.without_eager else [(sys.executable, "eager")]
         peers += [(python, "sdpa") for python in options.peer]

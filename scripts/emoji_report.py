@@ -1,18 +1,18 @@
-"""Train the students that docs/emoji.md compares, and write its tables.
+r"""Train the students that docs/emoji.md compares, and write its tables.
 
     python scripts/emoji_report.py train --data build/emoji --runs runs/emoji_report
-    python scripts/emoji_report.py report --data build/emoji --runs runs/emoji_report --output docs/emoji_report.json
+    python scripts/emoji_report.py report --data build/emoji --runs runs/emoji_report \
+        --output docs/emoji_report.json --document docs/emoji.md
 
-`train` makes what is not there yet, run after run, and can be interrupted: three seeds of both stages and of a locked
-image tower without teacher learning, and both again with captions in other languages than English for a part of the
-concepts. `report` measures every finished model on the design and the concepts that nothing was trained or tuned on.
+`train` makes what is not there yet, run after run, and can be interrupted: three seeds of both stages, with names alone
+and with keywords, and of contrastive learning without teacher learning, and all again with captions in other languages
+than English for a part of the concepts. `report` measures every finished model on the design and the concepts that
+nothing was trained or tuned on.
 """
 
 from __future__ import annotations
 
 import argparse
-import csv
-import io
 import json
 import subprocess
 import sys
@@ -21,21 +21,49 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from PIL import Image
+from emoji_measuring import TestSet, measured, pixel_neighbour
 
-from altclip_jax import AltCLIP
-from altclip_jax.evaluation.embedding import embed_texts
-from altclip_jax.evaluation.retrieval import chance, recall
-from altclip_jax.evaluation.zero_shot import classify
-from altclip_jax.json_file import read_json_object, write_bytes, write_json
+from altclip_jax.evaluation.retrieval import chance
+from altclip_jax.json_file import write_bytes, write_json
 
 ROOT = Path(__file__).parents[1]
 RECIPES = ROOT / "recipes" / "emoji" / "full"
 LANGUAGES = ("en", "zh", "es", "fr", "ru", "ar", "ja", "ko", "it", "de", "hi")
 SEEDS = (0, 1, 2)
 PERCENTS = (0, 1, 5, 10, 100)
-STEPS = {"learned": 2_000, "contrastive": 500}
-PIXELS = 16  # of a side, for the nearest neighbour
+NINE = LANGUAGES[:9]
+TITLES = {
+    "teacher": "teacher",
+    "learned": "stage 1",
+    "both-100": "stages 1, 2",
+    "both-keywords-100": "stages 1, 2 with keywords",
+    "alone-100": "contrastive alone",
+    "alone-keywords-100": "the same with keywords",
+    "bootstrap": "former default",
+}
+TASKS = {  # -> a title, and what guessing reaches
+    "seen": ("Pictures of seen concepts, in the unseen design, to their names among all", "seen"),
+    "seen_without_flags": ("The same without flags", "seen"),
+    "held_out": ("Pictures of held-out concepts to their names among the 190", "held_out"),
+    "text_to_image": ("Names of seen concepts to their pictures", "text_to_image"),
+    "categories": ("Categories by their labels", "categories"),
+}
+MARKS = ("<!-- written by scripts/emoji_report.py -->", "<!-- end of what it writes -->")
+
+
+def settings(steps: int, rate: float, *, every: int) -> list[str]:
+    """Return the settings of a contrastive run that is not the recipe's."""
+    rates = [f"steps={steps}", f"optimizer.learning_rate={rate}"]
+    return [*rates, f"checkpoints.every={every}", f"evaluation.every={every}"]
+
+
+# Each with what was best on validation. Alone, contrastive learning has as many steps as both stages have together.
+CONTRASTIVE = {
+    "both": [],  # the recipe
+    "both-keywords": settings(1_000, 1e-3, every=500),
+    "alone": settings(3_300, 2e-3, every=550),
+    "alone-keywords": settings(4_000, 2e-3, every=1_000),
+}
 
 
 def main() -> None:
@@ -47,6 +75,7 @@ def main() -> None:
     parser.add_argument("--teacher", type=Path, default=ROOT / "recipes/emoji/teacher")
     parser.add_argument("--bootstrap", type=Path, help="the first embedded model, to compare with")
     parser.add_argument("--output", type=Path, help="of the report, as JSON")
+    parser.add_argument("--document", type=Path, help="Markdown with marks, between which the tables are put")
     options = parser.parse_args()
     if options.what == "train":
         for name, command in runs(options):
@@ -59,6 +88,8 @@ def main() -> None:
     result = report(options)
     if options.output:
         write_json(options.output, result)
+    if options.document:
+        write_tables(options.document, tables(result))
     print(tables(result))
 
 
@@ -68,13 +99,26 @@ def runs(options: argparse.Namespace) -> Iterator[tuple[str, list[str]]]:
         write_part(options.data, percent)
     for seed in SEEDS:
         yield run(options, f"learned-{seed}", "1_teacher_learning", seed, [])
-        yield run(options, f"both-100-{seed}", "2_contrastive", seed, [after(options, seed)])
-        yield run(options, f"locked-100-{seed}", "2_contrastive", seed, alone(options))
+        for kind in ("both", "both-keywords", "alone-keywords"):
+            yield second(options, kind, 100, seed)
+    yield second(options, "alone", 100, 0)
     for percent in PERCENTS[:-1]:
-        path = f"{options.data.resolve()}/train_{percent}.jsonl"
-        data = f'data.train=[{{path="{path}",caption_key="names",weight=3}},{{path="{path}",weight=1}}]'
-        yield run(options, f"both-{percent}-0", "2_contrastive", 0, [after(options, 0), data])
-        yield run(options, f"locked-{percent}-0", "2_contrastive", 0, [*alone(options), data])
+        for kind in ("both", "both-keywords", "alone-keywords"):
+            yield second(options, kind, percent, 0)
+
+
+def second(options: argparse.Namespace, kind: str, percent: int, seed: int) -> tuple[str, list[str]]:
+    """Return name and command of a contrastive run with captions in other languages for a part of the concepts."""
+    path = options.data.resolve() / ("train.jsonl" if percent == 100 else f"train_{percent}.jsonl")
+    captions = [f'{{path="{path}",caption_key="names",weight=3}}']
+    if kind.endswith("keywords"):
+        captions.append(f'{{path="{path}",weight=1}}')
+    settings = [f"data.train=[{','.join(captions)}]", *CONTRASTIVE[kind]]
+    if kind.startswith("alone"):
+        settings += [f"model.source={(ROOT / 'build/emoji_student').resolve()}", 'model.fresh=["text_model"]']
+    else:
+        settings.append(f"model.source={(options.runs / f'learned-{seed}' / 'export').resolve()}")
+    return run(options, f"{kind}-{percent}-{seed}", "2_contrastive", seed, settings)
 
 
 def run(
@@ -83,21 +127,6 @@ def run(
     """Return a run's name and command."""
     command = [sys.executable, "-m", "altclip_jax", "train", str(RECIPES / f"{recipe}.toml"), f"seed={seed}"]
     return name, [*command, f"folder={options.runs / name}", *settings]
-
-
-def after(options: argparse.Namespace, seed: int) -> str:
-    """Return the setting that starts stage 2 from stage 1."""
-    return f"model.source={(options.runs / f'learned-{seed}' / 'export').resolve()}"
-
-
-def alone(options: argparse.Namespace) -> list[str]:
-    """Return the settings of contrastive learning without teacher learning: as many steps as both stages."""
-    return [
-        f"model.source={(ROOT / 'build/emoji_student').resolve()}",
-        'model.fresh=["text_model"]',
-        f"steps={STEPS['learned'] + STEPS['contrastive']}",
-        "optimizer.learning_rate=1e-3",
-    ]
 
 
 def write_part(data: Path, percent: int) -> None:
@@ -115,42 +144,6 @@ def write_part(data: Path, percent: int) -> None:
     write_bytes(target, "".join(lines).encode())
 
 
-class TestSet:
-    """The test design: pictures of seen and of held-out concepts, and all names."""
-
-    def __init__(self, data: Path):
-        """Read lists, no pictures."""
-        self.data = data
-        self.seen, self.held = (lines(data / f"{name}.jsonl") for name in ("eval_seen", "eval_held_out"))
-        self.flags = np.array([entry["category"] == "Flags" for entry in self.seen])
-        second: dict[str, dict[str, str]] = {}
-        with (data / "parallel_validation.tsv").open(encoding="utf-8", newline="") as file:
-            for row in csv.DictReader(file, delimiter="\t", quoting=csv.QUOTE_NONE):
-                second.setdefault(row["source"], {})[row["language"]] = row["target"]
-        self.second = list(second.values())
-        self.categories = read_json_object(data / "categories.json")
-
-    def pictures(self, entries: Sequence[dict[str, Any]]) -> list[Path]:
-        """Return the files of the first picture of each entry."""
-        return [self.data / entry["image"][0] for entry in entries]
-
-    def names(self, language: str) -> list[str]:
-        """Return all names, those of the seen concepts first, then of the held-out ones, in the order of entries."""
-        own = [entry["names"][language] for entry in [*self.seen, *self.held]]
-        return [*own, *(names[language] for names in self.second)]
-
-    def category_pictures(self) -> tuple[list[int], list[int]]:
-        """Return which pictures, of seen and then held-out concepts, are in a category, and in which."""
-        codes = {entry["concept"]: place for place, entry in enumerate([*self.seen, *self.held])}
-        pairs = [
-            (codes[code], number)
-            for number, category in enumerate(self.categories.values())
-            for code in category["concepts"]
-            if code in codes
-        ]
-        return [place for place, _ in pairs], [number for _, number in pairs]
-
-
 def report(options: argparse.Namespace) -> dict[str, Any]:
     """Return what each finished model does, and what there is to compare it with."""
     test = TestSet(options.data)
@@ -166,100 +159,82 @@ def report(options: argparse.Namespace) -> dict[str, Any]:
             "seen": chance(len(test.names("en")), (1, 5)),
             "held_out": chance(len(test.held), (1, 5)),
             "text_to_image": chance(len(test.seen), (1, 5)),
-            "categories": 1 / len(test.categories),
+            "categories": {1: 1 / len(test.categories)},
         },
         "pixel_neighbour": pixel_neighbour(test),
         "models": found,
     }
 
 
-def measured(folder: Path, test: TestSet, languages: Sequence[str]) -> dict[str, dict[str, Any]]:
-    """Return a model's numbers by language."""
-    print(f"measuring {folder}", file=sys.stderr, flush=True)
-    clip = AltCLIP.from_pretrained(folder)
-    images = clip.encode_images([on_white(path) for path in test.pictures([*test.seen, *test.held])])
-    seen, held = len(test.seen), len(test.held)
-    places, right = test.category_pictures()
-    found = {}
-    for language in languages:
-        texts = embed_texts(clip, test.names(language))
-        labels = embed_texts(clip, [category["labels"][language] for category in test.categories.values()])
-        own = np.arange(seen)
-        zero_shot = classify(images[places], np.array(right), labels, 1.0)
-        found[language] = {
-            "seen": recall(images[:seen], texts, own, (1, 5)),
-            "seen_without_flags": recall(images[:seen][~test.flags], texts, own[~test.flags], (1, 5)),
-            "held_out": recall(images[seen:], texts[seen : seen + held], np.arange(held), (1, 5)),
-            "text_to_image": recall(texts[:seen], images[:seen], own, (1, 5)),
-            "categories": {1: zero_shot.top(1)},
-        }
-    return found
-
-
-def pixel_neighbour(test: TestSet) -> dict[str, float]:
-    """Return how often the nearest training picture, by the cosine of its pixels on white, shows the same concept."""
-    train = lines(test.data / "train.jsonl")
-    rows = [(entry["concept"], test.data / path) for entry in train for path in entry["image"]]
-    known = np.stack([small(path) for _, path in rows])
-    asked = np.stack([small(path) for path in test.pictures(test.seen)])
-    nearest = (asked @ known.T).argmax(axis=1)
-    right = np.array([rows[place][0] == entry["concept"] for place, entry in zip(nearest, test.seen, strict=True)])
-    return {
-        "seen": float(right.mean()),
-        "seen_without_flags": float(right[~test.flags].mean()),
-        "training_pictures": len(rows),
-    }
-
-
-def small(path: Path) -> np.ndarray:
-    """Return a picture's pixels as a unit vector."""
-    picture = on_white(path).resize((PIXELS, PIXELS), Image.Resampling.BOX)
-    pixels = np.asarray(picture, np.float32).reshape(-1)
-    unit: np.ndarray = pixels / np.linalg.norm(pixels)
-    return unit
-
-
-def on_white(path: Path) -> Image.Image:
-    """Return a picture without its transparency."""
-    with Image.open(io.BytesIO(path.read_bytes())) as image:
-        white = Image.new("RGBA", image.size, (255, 255, 255, 255))
-        return Image.alpha_composite(white, image.convert("RGBA")).convert("RGB")
-
-
-def lines(path: Path) -> list[dict[str, Any]]:
-    """Return the entries of a JSONL file."""
-    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
-
-
 def tables(result: dict[str, Any]) -> str:
     """Return the report's tables in Markdown."""
-    models = result["models"]
-    several = [name for name in ("learned", "both-100", "locked-100") if f"{name}-0" in models]
-    columns = {
-        **({"teacher": ["teacher"]} if "teacher" in models else {}),
-        **{name: sorted(key for key in models if key.startswith(f"{name}-")) for name in several},
-    }
-    if "bootstrap" in models:
-        columns["bootstrap"] = ["bootstrap"]
-    parts = []
-    for task in ("seen", "seen_without_flags", "held_out", "text_to_image", "categories"):
-        parts += [f"### {task}", "", "| language | " + " | ".join(columns) + " |", "|" + "---|" * (len(columns) + 1)]
+    models, guessing = result["models"], result["chance"]
+    columns = {name: sorted(key for key in models if key.startswith(f"{name}-")) for name in list(TITLES)[1:-1]}
+    columns = {"teacher": ["teacher"], **columns, "bootstrap": ["bootstrap"]}
+    columns = {name: keys for name, keys in columns.items() if keys and keys[0] in models}
+    parts = [goals(result), ""]
+    for task, (title, chances) in TASKS.items():
+        guess = " / ".join(f"{100 * value:.2g} %" for value in list(guessing[chances].values())[:2])
+        parts += [f"### {title}", "", f"Guessing: {guess}.{neighbour(result, task)}", ""]
+        parts += ["| | " + " | ".join(TITLES[name] for name in columns) + " |", "|" + "---|" * (len(columns) + 1)]
         for language in (*LANGUAGES, "mean"):
             cells = [cell(models, names, task, language) for names in columns.values()]
             parts.append(f"| {language} | " + " | ".join(cells) + " |")
         parts.append("")
     parts += [
-        "### captions in other languages",
+        "### Captions in other languages than English for a part of the concepts",
         "",
-        "| of the concepts | both stages | contrastive alone |",
-        "|---|---|---|",
+        "Pictures of seen concepts to their names, mean of the ten other languages:",
+        "",
+        "| concepts with such captions | stages 1, 2 | with keywords | contrastive alone, with keywords |",
+        "|---|---|---|---|",
     ]
+    kinds = ("both", "both-keywords", "alone-keywords")
     for percent in PERCENTS:
-        names = [[key for key in models if key.startswith(f"{kind}-{percent}-")] for kind in ("both", "locked")]
+        names = [[key for key in models if key.startswith(f"{kind}-{percent}-")] for kind in kinds]
         if all(names):
             cells = [cell(models, found, "seen", "others") for found in names]
             parts.append(f"| {percent} % | " + " | ".join(cells) + " |")
     return "\n".join(parts)
+
+
+def neighbour(result: dict[str, Any], task: str) -> str:
+    """Return what the nearest picture says of a task, if anything."""
+    found = result["pixel_neighbour"].get(task)
+    return "" if found is None else f" The concept of the most similar training picture: {100 * found:.1f} %."
+
+
+def goals(result: dict[str, Any]) -> str:
+    """Return the goals that were set beforehand, and what was reached, the mean over seeds."""
+    models = result["models"]
+
+    def mean(prefix: str, task: str, languages: Sequence[str]) -> float:
+        own = [model for name, model in models.items() if name.startswith(prefix)]
+        return float(np.mean([next(iter(model[language][task].values())) for model in own for language in languages]))
+
+    teacher = mean("teacher", "seen", ("en",))
+    neighbour = result["pixel_neighbour"]["seen"]
+    shares = [mean(prefix, "seen", NINE) / teacher for prefix in ("learned-", "both-100-")]
+    rows = [
+        (
+            "teacher, English, pictures of seen concepts",
+            "55 %, and more than the nearest picture",
+            f"{100 * teacher:.1f} %",
+        ),
+        ("the nearest picture", "", f"{100 * neighbour:.1f} %"),
+        ("stage 1, mean of nine languages, of the teacher's", "85 %", f"{100 * shares[0]:.1f} %"),
+        ("stage 2, the same", "95 %", f"{100 * shares[1]:.1f} %"),
+        ("stage 2, held-out concepts among 190", "18 %", f"{100 * mean('both-100-', 'held_out', NINE):.1f} %"),
+        ("stage 2, categories", "60 %", f"{100 * mean('both-100-', 'categories', NINE):.1f} %"),
+    ]
+    lines = ["| | goal | reached |", "|---|---|---|"]
+    return "\n".join([*lines, *(f"| {' | '.join(row)} |" for row in rows)])
+
+
+def write_tables(document: Path, text: str) -> None:
+    """Put the tables where a document has its marks."""
+    before, rest = document.read_text(encoding="utf-8").split(MARKS[0])
+    write_bytes(document, f"{before}{MARKS[0]}\n\n{text}\n\n{MARKS[1]}{rest.split(MARKS[1])[1]}".encode())
 
 
 def cell(models: dict[str, Any], names: Sequence[str], task: str, language: str) -> str:

@@ -144,10 +144,13 @@ def run(
     """Return the lines of the table and what they were measured with."""
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
+        say("writing a model and pictures")
         write_model(folder / "model", tokenizer, tiny)
         files, texts = write_pictures(folder / "pictures", 32), captions(256)
+        say("starting the sides")
         benchmark = Benchmark(folder / "model", peers, device, repeats)
         try:
+            say("measuring products")
             peak = benchmark.peak()
             for number in numbers:
                 of_one_number(benchmark, number, files, texts, peak["best_gflops"])
@@ -159,8 +162,14 @@ def run(
         return {"sides": about, "peak": peak, "flops_of_a_picture": FLOPS, "rows": benchmark.lines}
 
 
+def say(what: str) -> None:
+    """Tell on standard error what is going on."""
+    print(f"[{time.strftime('%H:%M:%S')}] {what}", file=sys.stderr, flush=True)
+
+
 def of_one_number(benchmark: Benchmark, number: str, files: list[str], texts: list[str], best: float) -> None:
     """Measure everything in float32, tf32 or bfloat16."""
+    say(f"loading in {number}")
     for worker in benchmark.sides.values():
         worker.ask("load", number)
     resident = {side: worker.ask("peak") and worker.ask("peak") for side, worker in benchmark.sides.items()}
@@ -221,7 +230,8 @@ def write_model(folder: Path, tokenizer: Path, tiny: bool) -> None:
             vision_config=dataclasses.replace(config.vision_config, **small),
         )
     model = AltCLIPModel(config)
-    model.save_pretrained(folder, model.init_params(jax.random.key(0)))
+    with jax.default_device(jax.devices("cpu")[0]):  # an accelerator belongs to the sides
+        model.save_pretrained(folder, model.init_params(jax.random.key(0)))
     AltCLIPImageProcessor().save_pretrained(folder)
     AltCLIPTokenizer.from_pretrained(tokenizer).save_pretrained(folder)
 

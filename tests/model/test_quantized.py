@@ -95,8 +95,9 @@ def test_layers_are_made_arrays_of_one_by_one():
     shapes = model.param_shapes()
     floats = jax.tree.map(lambda leaf: jnp.ones(leaf.shape, leaf.dtype), shapes)
     params = model.quantize_params(floats, "int4")
+    half = with_dtype(floats, jnp.bfloat16)
     arrays = 4 * sum(leaf.size for path, leaf in flatten(shapes).items() if "/layer_" in f"/{path}")
-    for tree in (params, *stack_layers(params)):
+    for tree in (params, *stack_layers(params), half):
         compiled = jax.jit(model.apply).lower({"params": tree}, IDS[:1], MASK[:1]).compile()
         assert compiled.memory_analysis().temp_size_in_bytes < arrays / 2
 

@@ -1,0 +1,67 @@
+"""Load a checkpoint of the full size in one way and measure it; a process of scripts/quantization_report.py."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from check_parity import CAPTIONS, photographs
+
+from altclip_jax import AltCLIPConfig, AltCLIPModel
+from altclip_jax.inference.encoders import encode_images, encode_text
+from altclip_jax.processing.image import AltCLIPImageProcessor
+from altclip_jax.processing.tokenizer import AltCLIPTokenizer
+from altclip_jax.weights.convert import flatten
+
+
+def main() -> None:
+    """Print what was measured as JSON, and write the embeddings."""
+    given = json.loads(sys.argv[1])
+    folder = Path(given["folder"])
+    pixels = AltCLIPImageProcessor()(photographs(), return_tensors="np")["pixel_values"]
+    texts = AltCLIPTokenizer.from_pretrained(given["tokenizer"])(CAPTIONS, padding=True, return_tensors="np")
+    AltCLIPModel(AltCLIPConfig.from_json(folder)).param_shapes()
+    jax.block_until_ready(jnp.zeros(4))
+    before, start = peak_resident(), time.perf_counter()
+    model, params = AltCLIPModel.from_pretrained(folder, **given["how"])
+    jax.block_until_ready(params)
+    loading, growth = time.perf_counter() - start, peak_resident() - before
+    found: dict[str, Any] = {"loading_s": loading, "peak_growth": growth, "cores": os.cpu_count()}
+    leaves = list(flatten(params).values())
+    found |= {"resident": sum(leaf.nbytes for leaf in leaves), "parameters": sum(leaf.size for leaf in leaves)}
+    inputs = {
+        "texts": (encode_text, (texts["input_ids"].astype(np.int32), texts["attention_mask"].astype(np.int32))),
+        "images": (encode_images, (pixels,)),
+    }
+    rows, found["temporary"], found["seconds"] = {}, {}, {}
+    for kind, (encode, arrays) in inputs.items():
+        compiled = encode.lower(model, params, *arrays).compile()
+        found["temporary"][kind] = compiled.memory_analysis().temp_size_in_bytes
+        rows[kind] = np.asarray(compiled(params, *arrays))
+        start = time.perf_counter()
+        jax.block_until_ready(compiled(params, *arrays))
+        found["seconds"][kind] = time.perf_counter() - start
+    with tempfile.TemporaryDirectory(dir=Path(given["rows"]).parent) as temporary:
+        model.save_pretrained(temporary, params)
+        found["on_disk"] = sum(file.stat().st_size for file in Path(temporary).glob("*.safetensors"))
+    np.savez(given["rows"], **rows)
+    found |= {"pictures": len(pixels), "texts": len(CAPTIONS)}
+    print(json.dumps(found))
+
+
+def peak_resident() -> int:
+    """Return the largest resident memory that this process had, in bytes."""
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return 1024 * next(int(line.split()[1]) for line in lines if line.startswith("VmHWM"))
+
+
+if __name__ == "__main__":
+    main()

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
         CLIPVisionConfig,
         XLMRobertaConfig,
     )
+    from altclip_jax.export.folder import export_program
     from altclip_jax.inference.pipeline import AltCLIP
     from altclip_jax.model.altclip import AltCLIPModel
     from altclip_jax.model.clip import CLIPModel, CLIPTextModel, CLIPTextModelWithProjection
@@ -41,6 +42,8 @@ __version__ = "0.1.0"
 _HOMES = {
     # the one convenient object
     "AltCLIP": "inference.pipeline",
+    # its programs for those who have only jax
+    "export_program": "export.folder",
     # what a model is
     "AltCLIPConfig": "config",
     "AltCLIPTextConfig": "config",
@@ -103,6 +106,7 @@ __all__ = [
     "ImageError",
     "XLMRobertaConfig",
     "__version__",
+    "export_program",
     "load_tokenizer",
 ]
 

@@ -10,6 +10,7 @@ ROOT = Path(altclip_jax.__file__).parent
 FLOORS = (
     "staging",
     "json_file",
+    "machine",
     "hub",
     "config",
     "assets",
@@ -22,6 +23,7 @@ FLOORS = (
     "checkpoints",
     "student",
     "inference",
+    "export",
     "corpus",
     "evaluation",
     "training",

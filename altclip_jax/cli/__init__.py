@@ -9,7 +9,7 @@ from __future__ import annotations
 import argparse
 from collections.abc import Sequence
 
-from altclip_jax.cli import answering, checkpoints, corpus, evaluate, launch, plan, search, training
+from altclip_jax.cli import answering, checkpoints, corpus, evaluate, export, launch, plan, search, training
 from altclip_jax.cli.command import explain
 from altclip_jax.cli.compilation_cache import keep_compiled_programs
 
@@ -43,6 +43,6 @@ def make_parser() -> argparse.ArgumentParser:
         description="AltCLIP, the multilingual CLIP, in JAX. Without --model the embedded model answers, offline.",
     )
     commands = parser.add_subparsers(title="commands", required=True, metavar="COMMAND")
-    for family in (answering, corpus, search, evaluate, checkpoints, training, launch, plan):
+    for family in (answering, corpus, search, evaluate, checkpoints, export, training, launch, plan):
         family.add_commands(commands)
     return parser

@@ -1,4 +1,4 @@
-"""convert, info, init, export: checkpoints described, changed and made."""
+"""convert, info, init: checkpoints described, changed and made."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ import argparse
 from typing import Any
 
 from altclip_jax.cli.command import add_command, add_hub_options, print_json
-from altclip_jax.cli.quiet import quiet_storage
 
 _SHOWN = (
     "hidden_size",
@@ -52,14 +51,6 @@ def add_commands(commands: Any) -> None:
     start.add_argument("--image-processor", metavar="SOURCE", help="whose image processor; default: that of --clip")
     start.add_argument("--seed", type=int, default=0, metavar="N", help="of what is initialised; default: %(default)s")
     start.add_argument("--local-files-only", action="store_true", help="never use the network")
-
-    export = add_command(commands, "export", _export, "write a checkpoint of a training run as a model's folder")
-    export.add_argument("run_folder", metavar="RUN", help="the folder of the run")
-    export.add_argument("target", help="the new folder")
-    which = export.add_mutually_exclusive_group()
-    which.add_argument("--step", type=int, metavar="N", help="of which checkpoint; default: the last")
-    which.add_argument("--best", action="store_true", help="the best that the run keeps (checkpoints.keep_best)")
-    export.add_argument("--no-average", action="store_true", help="the parameters, not their moving average")
 
 
 def _convert(options: argparse.Namespace) -> None:
@@ -108,19 +99,6 @@ def _init(options: argparse.Namespace) -> None:
         print(f"    {path}")
     print(f"  tokenizer: {made.tokenizer}")
     print(f"  image processor: {made.image_processor}")
-
-
-def _export(options: argparse.Namespace) -> None:
-    from altclip_jax.training.folder import export
-
-    quiet_storage()
-    step = export(
-        options.run_folder, options.target, step=options.step, best=options.best, average=not options.no_average
-    )
-    if options.json:
-        print_json({"target": options.target, "step": step})
-        return
-    print(f"{options.target}: the model after step {step} of {options.run_folder}")
 
 
 def _info(options: argparse.Namespace) -> None:

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import contextlib
-import hashlib
 import os
-import platform
 from pathlib import Path
+
+from altclip_jax.machine import processor
 
 SWITCH = "ALTCLIP_COMPILATION_CACHE"
 
@@ -22,7 +21,7 @@ def keep_compiled_programs() -> None:
     if said == "off" or "JAX_COMPILATION_CACHE_DIR" in os.environ:
         return
     cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-    folder = (Path(said) if said else cache / "altclip_jax" / "compiled") / _processor()
+    folder = (Path(said) if said else cache / "altclip_jax" / "compiled") / processor()
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError:
@@ -30,13 +29,3 @@ def keep_compiled_programs() -> None:
     if os.access(folder, os.W_OK):
         os.environ["JAX_COMPILATION_CACHE_DIR"] = str(folder)
         os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.3")
-
-
-def _processor() -> str:
-    """Returns a short name for what this processor can do."""
-    flags = ""
-    with contextlib.suppress(OSError):
-        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").splitlines()
-        flags = next((line for line in lines if line.lower().startswith(("flags", "features"))), "")
-    told = f"{platform.machine()} {platform.processor()} {flags}"
-    return f"{platform.machine() or 'unknown'}-{hashlib.sha256(told.encode()).hexdigest()[:8]}"

@@ -164,11 +164,18 @@ def export(
 
     Raises:
         FileNotFoundError: the folder has no run, or no such checkpoint.
+        ValueError: it is that of a model.
     """
     folder = Path(folder)
     if not (folder / "config.json").is_file():
         raise FileNotFoundError(f"{folder} is not the folder of a training run: it has no config.json.")
-    config = RunConfig.from_values(read_json_object(folder / "config.json"), str(folder / "config.json"))
+    values = read_json_object(folder / "config.json")
+    if "model_type" in values:
+        raise ValueError(
+            f"{folder} is the folder of a model and not of a training run: to write programs of it, use"
+            " `altclip export --format stablehlo`."
+        )
+    config = RunConfig.from_values(values, str(folder / "config.json"))
     model = open_model(config, folder / "model")
     mesh = parallel.make_mesh(devices=jax.devices()[:1]) if mesh is None else mesh
     with CheckpointStore(folder, config.checkpoints, read_only=True) as store:

@@ -58,7 +58,7 @@ def write_safetensors(
     """
     path = Path(path)
     with Staging(path.parent) as staging:
-        staging.add(path.name, _safetensors_blocks(_checked(tensors), metadata))
+        staging.add(path.name, safetensors_blocks(_checked(tensors), metadata))
         staging.install()
 
 
@@ -95,12 +95,12 @@ def save_sharded(
         folder.mkdir(parents=True, exist_ok=True)
     with Staging(folder) as staging:
         if len(shards) == 1:
-            staging.add(_SINGLE, _safetensors_blocks(shards[0], metadata))
+            staging.add(_SINGLE, safetensors_blocks(shards[0], metadata))
         else:
             weight_map: dict[str, str] = {}
             for number, shard in enumerate(shards, start=1):
                 shard_name = f"model-{number:05d}-of-{len(shards):05d}.safetensors"
-                staging.add(shard_name, _safetensors_blocks(shard, metadata))
+                staging.add(shard_name, safetensors_blocks(shard, metadata))
                 weight_map |= dict.fromkeys((tensor.name for tensor in shard), shard_name)
             total = sum(tensor.nbytes for shard in shards for tensor in shard)
             index = {"metadata": {"total_size": total}, "weight_map": dict(sorted(weight_map.items()))}
@@ -135,7 +135,8 @@ def _cut(tensors: Sequence[TensorSource], max_bytes: int) -> list[list[TensorSou
     return shards
 
 
-def _safetensors_blocks(tensors: Sequence[TensorSource], metadata: Mapping[str, str]) -> Iterator[bytes | memoryview]:
+def safetensors_blocks(tensors: Sequence[TensorSource], metadata: Mapping[str, str]) -> Iterator[bytes | memoryview]:
+    """Give the content of a safetensors file, a tensor at a time; names are different, and dtypes the format's."""
     order = list(DTYPES.values())
     tensors = sorted(tensors, key=lambda tensor: (order.index(tensor.dtype), tensor.name))
     header: dict[str, Any] = {"__metadata__": dict(metadata)}

@@ -168,16 +168,9 @@ def tensor_sources(
 
 
 def quantize_tree(
-    params: Mapping[str, Any],
-    forms: Mapping[str, Form],
-    *,
-    table: rules.RuleTable,
-    prefix: str = "",
-    search: bool = True,
+    params: Mapping[str, Any], forms: Mapping[str, Form], *, table: rules.RuleTable, prefix: str = ""
 ) -> Params:
     """Returns a tree in which the parameters of `forms` are stored so; arrays as one device holds them.
-
-    Without `search` ranges go from the smallest to the largest value, as torchao's do.
 
     Raises:
         CheckpointError: a parameter holds values that are not finite.
@@ -190,7 +183,7 @@ def quantize_tree(
         rule = table.name_of(prefix + path)
         assert rule is not None
         array = rules.from_param(np.asarray(leaf), rule[1], np.dtype(leaf.dtype))
-        found = quantized_tensor(array.__getitem__, array.shape, forms[path], path, search=search)
+        found = quantized_tensor(array.__getitem__, array.shape, forms[path], path)
         placed = {part: _put(rules.to_param(codes, rule[1], codes.dtype)) for part, codes in found.items()}
         made |= joined({path: placed}, leaf.dtype)
     return unflatten(made)

@@ -37,9 +37,7 @@ def converted_tensor(read: Read, info: TensorInfo, transform: rules.Transform, d
     return out
 
 
-def quantized_tensor(
-    read: Read, shape: tuple[int, ...], form: Form, subject: str, *, search: bool = True
-) -> dict[str, NDArray[Any]]:
+def quantized_tensor(read: Read, shape: tuple[int, ...], form: Form, subject: str) -> dict[str, NDArray[Any]]:
     """Returns the parts of a quantised parameter, each in PyTorch's layout.
 
     Args:
@@ -47,7 +45,6 @@ def quantized_tensor(
         shape: Of the tensor.
         form: How it is stored.
         subject: What an error message calls it.
-        search: Look for ranges that give it back better than that from its smallest to its largest value.
 
     Raises:
         CheckpointError: it holds values that are not finite.
@@ -67,7 +64,7 @@ def quantized_tensor(
             raise CheckpointError(f"{subject} holds values that are not finite, which cannot be quantised")
         for block in _slices(len(values), max(1, _BLOCK_ELEMENTS // width)):
             where = slice(rows.start + block.start, rows.start + block.stop)
-            for name, part in _encoded(values[block], form, search).items():
+            for name, part in _encoded(values[block], form).items():
                 made[name][where] = part
 
     with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
@@ -78,10 +75,10 @@ def quantized_tensor(
     return made
 
 
-def _encoded(values: NDArray[Any], form: Form, search: bool) -> dict[str, NDArray[Any]]:
+def _encoded(values: NDArray[Any], form: Form) -> dict[str, NDArray[Any]]:
     if form.scheme == "int8":
-        return int8_codes(values, search=search)._asdict()
-    found = int4_codes(values, form.group_size, search=search)
+        return int8_codes(values)._asdict()
+    found = int4_codes(values, form.group_size)
     return found._replace(codes=pack(found.codes))._asdict()
 
 

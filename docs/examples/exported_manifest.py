@@ -50,11 +50,20 @@ def read_manifest(folder: Path) -> dict[str, Any]:
             f"{folder} was exported by jax {made_by['jax']} with calling convention {needed}, and jax {jax.__version__}"
             f" here runs {least} to {most}: install jax {made_by['jax']}, or export again."
         )
+    if _release(jax.__version__) < _release(made_by["jax"]):
+        raise ExportError(
+            f"{folder} was exported by jax {made_by['jax']}, and jax {jax.__version__} here is older: programs are read"
+            " by the release that wrote them or a later one."
+        )
     here = jax.export.default_export_platform()
     if here not in manifest["platforms"]:
         there = ", ".join(manifest["platforms"])
         raise ExportError(f"{folder} was exported for {there}, and this process runs on {here}: export it for that.")
     return manifest
+
+
+def _release(version: str) -> tuple[int, ...]:
+    return tuple(int(number) for number in version.split(".")[:2])
 
 
 def described_program(manifest: Mapping[str, Any], name: str) -> dict[str, Any]:

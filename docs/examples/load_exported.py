@@ -1,5 +1,6 @@
-"""Runs what `altclip export --format stablehlo` wrote, with jax, numpy, safetensors, tokenizers and pillow alone.
+"""Runs what `altclip export --format stablehlo` wrote, where altclip_jax, Flax and PyTorch need not be installed.
 
+    pip install jax flatbuffers numpy safetensors tokenizers pillow
     python load_exported.py programs --texts "a cat" 一只猫 --pictures cat.png
 
 prints the cosine of each picture with each text. In a program of your own:

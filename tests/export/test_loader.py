@@ -56,7 +56,8 @@ def test_a_process_without_this_library_gives_the_same_embeddings(exported, clip
     words = [sys.executable, "-c", BARE, str(EXAMPLES), json.dumps([TEXTS, pictures, folders])]
     done = subprocess.run(words, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
-    for name, model, noise in (("beside", clip, 1e-6), ("executable", clip, 1e-6), ("inside", tiny, 2e-2)):
+    # that of another number of rows; in bfloat16 what docs/numerics.md measures
+    for name, model, noise in (("beside", clip, 1e-6), ("executable", clip, 1e-6), ("inside", tiny, 4e-3)):
         with np.load(tmp_path / f"{name}.npz") as found:
             texts = TEXTS[:2] if name == "executable" else TEXTS
             np.testing.assert_allclose(found["texts"], model.encode_text(texts), rtol=0, atol=noise)
@@ -138,6 +139,7 @@ DAMAGES = {
     "does not tell of programs": lambda folder: change(folder, format="other"),
     "is of version 2 and this loader reads 1": lambda folder: change(folder, version=2),
     "calling convention 99, and jax .* install jax": lambda folder: change(folder, calling_convention_version=99),
+    "was exported by jax 99.1.0, and jax .* here is older": lambda folder: change(folder, made_by={"jax": "99.1.0"}),
     "was exported for cuda, and this process runs on cpu": lambda folder: change(folder, platforms=["cuda"]),
     "There is no .*text.jax_export": lambda folder: (folder / "text.jax_export").unlink(),
     "has 3 bytes where manifest.json says": lambda folder: (folder / "text.jax_export").write_bytes(b"abc"),

@@ -20,7 +20,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from emoji_report import LANGUAGES, TestSet, on_white
+from emoji_measuring import TestSet, on_white
+from emoji_report import LANGUAGES
 from quantization_codes import compare_codes, is_installed
 
 from altclip_jax import AltCLIP, checkpoints
@@ -35,13 +36,13 @@ from altclip_jax.weights.quantization import quantization_rules
 ROOT = Path(__file__).parents[1]
 JSON, PAGE = ROOT / "docs" / "quantization.json", ROOT / "docs" / "quantization.md"
 WAYS: dict[str, dict[str, Any]] = {
-    "float32": {},
+    "float32": {"dtype": "float32"},
     "bfloat16": {"dtype": "bfloat16"},
-    "int8": {"quantize": "int8"},
-    "int4": {"quantize": "int4"},
+    "int8": {"quantize": "int8", "dtype": "float32"},
+    "int4": {"quantize": "int4", "dtype": "float32"},
     "int4, bfloat16": {"quantize": "int4", "dtype": "bfloat16"},
 }
-SMALL = {**WAYS, "int4, groups of 32": {"quantize": quantization_rules("int4", 32)}}
+SMALL = {**WAYS, "int4, groups of 32": {"quantize": quantization_rules("int4", 32), "dtype": "float32"}}
 _MARK = "<!-- measured by scripts/quantization_report.py -->"
 
 

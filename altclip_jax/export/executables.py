@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import contextlib
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import jax
 import jax.export
 import numpy as np
+from jax.experimental.compilation_cache import compilation_cache
 from jaxlib.version import __version__ as jaxlib_version
 
 from altclip_jax.export.programs import Argument, Program, setting
@@ -64,10 +66,20 @@ def compiled(program: Program, exported: jax.export.Exported, sizes: Mapping[str
     weights = {name: abstract(leaf.shape, leaf.dtype) for name, leaf in leaves.items()}
     inputs = [abstract(_shape(given, sizes), np.dtype(given.dtype)) for given in program.inputs]
     lowered = jax.jit(exported.call).lower(weights, *inputs)
-    # what comes from a cache of compiled programs cannot be relied on to be written again
-    with setting("jax_enable_compilation_cache", False):
+    with _no_cache():
         data: bytes = serialize_executable.serialize(lowered.compile())[0]
     return data
+
+
+@contextlib.contextmanager
+def _no_cache() -> Iterator[None]:
+    """Compiles anew: what comes from a cache of compiled programs cannot be relied on to be written again."""
+    with setting("jax_enable_compilation_cache", False):
+        compilation_cache.reset_cache()  # jax asks for the setting once, before it first compiles
+        try:
+            yield
+        finally:
+            compilation_cache.reset_cache()
 
 
 def _shape(given: Argument, sizes: Mapping[str, int]) -> tuple[int, ...]:

@@ -50,7 +50,7 @@ FILES = {
 BEFORE = """
 convert model tower --part text
 convert model as_orbax --form orbax
-convert model half --dtype bfloat16
+convert model half --dtype float16
 convert model few --quantize int4
 embed photos --output corpus
 index corpus

@@ -13,6 +13,7 @@ from pathlib import Path
 import jax
 import numpy as np
 import pytest
+from jax.experimental.compilation_cache import compilation_cache
 
 from altclip_jax.assets import PICTURES
 from altclip_jax.export.folder import export_program
@@ -245,3 +246,23 @@ def test_precision_of_products_is_that_of_the_export(exported):
     """This process asks for "highest" (see conftest), and the program says so wherever it runs."""
     program = jax.export.deserialize(bytearray((exported / "text.jax_export").read_bytes()))
     assert "precision = [HIGHEST, HIGHEST]" in program.mlir_module()
+
+
+def test_an_executable_loads_though_the_process_keeps_what_it_compiled(clip, loader, tmp_path):
+    """A program that came from jax's cache on disk would be written without its functions."""
+    settings = {"jax_compilation_cache_dir": str(tmp_path / "cache"), "jax_persistent_cache_min_compile_time_secs": 0}
+    before = {name: getattr(jax.config, name) for name in settings}
+    try:
+        for name, value in settings.items():
+            jax.config.update(name, value)
+        compilation_cache.reset_cache()
+        jax.jit(lambda x: x + 1)(1.0)
+        for turn in range(2):
+            jax.clear_caches()
+            export_program(clip, tmp_path / str(turn), programs=["image"], executables=[(1,)])
+        found = loader.ExportedModel(tmp_path / "1", executables=True).encode_pictures([PICTURES / "cat_noto.png"])
+    finally:
+        for name, value in before.items():
+            jax.config.update(name, value)
+        compilation_cache.reset_cache()
+    np.testing.assert_allclose(found, clip.encode_images(PICTURES / "cat_noto.png"), rtol=0, atol=2e-6)

@@ -18,7 +18,7 @@ import numpy as np
 from jaxtyping import Float
 
 from altclip_jax.corpus.index import Index
-from altclip_jax.corpus.search import Hits, ranked, search
+from altclip_jax.corpus.search import Hits, check_question, ranked, search
 from altclip_jax.json_file import read_json_object
 from altclip_jax.staging import Staging
 
@@ -120,11 +120,10 @@ class ApproximateIndex:
         Raises:
             ValueError: k or probes is less than 1, or the widths differ.
         """
-        if k < 1 or (probes is not None and probes < 1):
-            raise ValueError(f"k={k} and probes={probes} must be at least 1.")
         values = self.index.values
-        if queries.shape[1] != values.shape[1]:
-            raise ValueError(f"The queries have {queries.shape[1]} numbers each and the rows {values.shape[1]}.")
+        check_question(values, queries, k)
+        if probes is not None and probes < 1:
+            raise ValueError(f"probes={probes} must be at least 1.")
         k = min(k, len(values))
         found = Hits(np.zeros((len(queries), k), np.int64), np.zeros((len(queries), k), np.float64))
         waiting, lists = np.arange(len(queries)), min(probes or self.told.probes, self._lists.nlist)

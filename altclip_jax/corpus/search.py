@@ -43,10 +43,7 @@ def search(
     Raises:
         ValueError: k is less than 1, or the widths differ.
     """
-    if k < 1:
-        raise ValueError(f"k={k} must be at least 1.")
-    if values.shape[1] != queries.shape[1]:
-        raise ValueError(f"The queries have {queries.shape[1]} numbers each and the rows {values.shape[1]}.")
+    check_question(values, queries, k)
     total = len(values)
     k, block = min(k, total), min(block, max(total, 1))
     found = Hits(np.zeros((len(queries), k), np.int64), np.zeros((len(queries), k), np.float64))
@@ -54,6 +51,14 @@ def search(
         some = slice(start, start + _QUERIES)
         _search(values, queries[some], Hits(found.rows[some], found.scores[some]), block)
     return found
+
+
+def check_question(values: np.ndarray, queries: np.ndarray, k: int) -> None:
+    """Raises ValueError where k is less than 1, or queries and rows have other widths."""
+    if k < 1:
+        raise ValueError(f"k={k} must be at least 1.")
+    if values.shape[1] != queries.shape[1]:
+        raise ValueError(f"The queries have {queries.shape[1]} numbers each and the rows {values.shape[1]}.")
 
 
 def _search(values: np.ndarray, queries: np.ndarray, found: Hits, block: int) -> None:

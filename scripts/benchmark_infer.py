@@ -7,7 +7,6 @@ costs nothing; a number is the median over the rounds, of which each asks every 
 from __future__ import annotations
 
 import dataclasses
-import json
 import os
 import statistics
 import subprocess
@@ -21,6 +20,7 @@ from typing import Any
 import benchmark_core
 import numpy as np
 from benchmark_captions import captions
+from benchmark_process import Process
 from PIL import Image
 
 WORKER = Path(__file__).with_name("benchmark_worker.py")
@@ -38,52 +38,17 @@ FIRST = {
 }
 
 
-class Worker:
-    """A side, asked for numbers."""
-
-    def __init__(self, python: str, arguments: Sequence[str]):
-        """Start its process."""
-        self.python, self.arguments = python, list(arguments)
-        self._process = subprocess.Popen(
-            [python, "-W", "ignore", str(WORKER), *arguments], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
-        )
-        self.about = str(self.ask("about"))
-
-    def ask(self, *task: Any) -> Any:
-        """Return the answer to a task; what else the process prints is passed over.
-
-        Raises:
-            RuntimeError: the task failed, or the process ended.
-        """
-        assert self._process.stdin is not None
-        assert self._process.stdout is not None
-        self._process.stdin.write(json.dumps(task) + "\n")
-        self._process.stdin.flush()
-        for line in self._process.stdout:
-            if line.startswith("="):
-                told = json.loads(line[1:])
-                if "error" in told:
-                    raise RuntimeError(f"{self.arguments[0]}: {task[0]}: {told['error']}")
-                return told["answer"]
-        raise RuntimeError(f"{' '.join(self.arguments)} ended in the middle of {task[0]}.")
-
-    def close(self) -> None:
-        """End it."""
-        assert self._process.stdin is not None
-        self._process.stdin.close()
-        self._process.wait()
-
-
 class Benchmark:
     """The rounds of all sides, and the lines of the table."""
 
     def __init__(self, folder: Path, peers: Sequence[tuple[str, str]], device: str, repeats: int):
         """Start a process for this library and one for each peer: (Python, attention)."""
         self.folder, self.device, self.repeats = folder, device, repeats
-        self.sides = {"ours": Worker(sys.executable, ["ours", str(folder), device])}
+        self.sides = {"ours": Process(sys.executable, WORKER, "ours", str(folder), device)}
         for python, attention in peers:
-            peer = Worker(python, ["transformers", str(folder), device, attention])
-            self.sides[peer.about.split(",")[0]] = peer
+            peer = Process(python, WORKER, "transformers", str(folder), device, attention)
+            self.sides[peer.ask("about").split(",")[0]] = peer
+        self.about = {side: process.ask("about") for side, process in self.sides.items()}
         self.lines: list[dict[str, Any]] = []
 
     def close(self) -> None:
@@ -158,8 +123,7 @@ def run(
             benchmark.close()
         if device == "cpu":
             fresh(benchmark)
-        about = {side: worker.about for side, worker in benchmark.sides.items()}
-        return {"sides": about, "peak": peak, "flops_of_a_picture": FLOPS, "rows": benchmark.lines}
+        return {"sides": benchmark.about, "peak": peak, "flops_of_a_picture": FLOPS, "rows": benchmark.lines}
 
 
 def say(what: str) -> None:
@@ -172,7 +136,7 @@ def of_one_number(benchmark: Benchmark, number: str, files: list[str], texts: li
     say(f"loading in {number}")
     for worker in benchmark.sides.values():
         worker.ask("load", number)
-    resident = {side: worker.ask("peak") and worker.ask("peak") for side, worker in benchmark.sides.items()}
+    resident = {side: worker.ask("resident") for side, worker in benchmark.sides.items()}
     for rows in (1, 8, 32):
         found = benchmark.measure(f"{number}: pictures, batch {rows}, of one", "images", rows, per=rows)
         if number == "float32":

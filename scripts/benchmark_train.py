@@ -8,9 +8,7 @@ was made and beyond 16 bytes per parameter (the parameter, its gradient, both mo
 from __future__ import annotations
 
 import ctypes
-import json
 import statistics
-import subprocess
 import sys
 import tempfile
 import time
@@ -19,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from benchmark_process import Process, forget_peak, held, serve
 
 TEXT = {
     "vocab_size": 32_000,
@@ -54,15 +53,18 @@ def rows(repeats: int, batch: int) -> list[dict[str, Any]]:
         model.save_pretrained(folder, params)
         parameters = sum(leaf.size for leaf in jax.tree.leaves(params))
         del params
-        servers = {side: Server(side, folder, batch) for side in ("torch", *SIDES)}
+        sides = ("torch", *SIDES)
+        servers = {side: Process(sys.executable, __file__, side, str(folder), str(batch)) for side in sides}
         try:
+            for server in servers.values():
+                server.ask("ready")
             return measured(servers, repeats, batch, parameters)
         finally:
             for server in servers.values():
                 server.close()
 
 
-def measured(servers: dict[str, Server], repeats: int, batch: int, parameters: int) -> list[dict[str, Any]]:
+def measured(servers: dict[str, Process], repeats: int, batch: int, parameters: int) -> list[dict[str, Any]]:
     """Return times and memory of each of our forms beside torch's."""
     losses = {side: [server.ask("step")["loss"] for _ in range(2)] for side, server in servers.items()}
     for side, found in losses.items():
@@ -92,50 +94,24 @@ def measured(servers: dict[str, Server], repeats: int, batch: int, parameters: i
     return lines
 
 
-class Server:
-    """One side in its own process, which steps when it is asked to."""
-
-    def __init__(self, side: str, folder: Path, batch: int):
-        command = [sys.executable, "-W", "ignore", __file__, side, str(folder), str(batch)]
-        self._process = subprocess.Popen(
-            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
-        )
-        self.ask("ready")
-
-    def ask(self, what: str) -> dict[str, Any]:
-        """Return the answer to "ready", "step" or "peak"."""
-        assert self._process.stdin is not None
-        assert self._process.stdout is not None
-        assert self._process.stderr is not None
-        try:
-            print(what, file=self._process.stdin, flush=True)
-            return json.loads(self._process.stdout.readline())
-        except (OSError, ValueError):
-            raise SystemExit(self._process.stderr.read()) from None
-
-    def close(self) -> None:
-        """End the process."""
-        self._process.kill()
-        self._process.wait()
-
-
-def serve(side: str, folder: Path, batch: int) -> None:
-    """Answer on standard output what is asked on standard input."""
+def answer(side: str, folder: Path, batch: int) -> None:
+    """Do what is asked: "ready", "step" and "peak"."""
     make: Callable[..., Any] = torch_step if side == "torch" else our_step
     step, before = make(side, folder, inputs(batch))
-    for line in sys.stdin:
-        if line.strip() == "ready":
-            answer: dict[str, Any] = {}
-        elif line.strip() == "step":
+
+    def task(what: str) -> dict[str, Any]:
+        if what == "ready":
+            return {}
+        if what == "step":
             begin = time.perf_counter()
             loss = step()
-            answer = {"seconds": time.perf_counter() - begin, "loss": loss}
-        else:
-            ctypes.CDLL(None).malloc_trim(0)  # what compiling has left behind in the allocator is no step's
-            Path("/proc/self/clear_refs").write_text("5")  # forget the peak so far
-            step()
-            answer = {"bytes": held("VmHWM") - before}
-        print(json.dumps(answer), flush=True)
+            return {"seconds": time.perf_counter() - begin, "loss": loss}
+        ctypes.CDLL(None).malloc_trim(0)  # what compiling has left behind in the allocator is no step's
+        forget_peak()
+        step()
+        return {"bytes": held("VmHWM") - before}
+
+    serve(task)
 
 
 def inputs(batch: int) -> dict[str, np.ndarray]:
@@ -200,11 +176,5 @@ def torch_step(side: str, folder: Path, arrays: dict[str, np.ndarray]) -> tuple[
     return step, before
 
 
-def held(name: str) -> int:
-    """Return the bytes of this process in physical memory: "VmRSS" now, "VmHWM" at the peak."""
-    lines = Path("/proc/self/status").read_text().splitlines()
-    return next(int(line.split()[1]) for line in lines if line.startswith(name)) * 1024
-
-
 if __name__ == "__main__":
-    serve(sys.argv[1], Path(sys.argv[2]), int(sys.argv[3]))
+    answer(sys.argv[1], Path(sys.argv[2]), int(sys.argv[3]))

@@ -8,8 +8,6 @@ nothing that is not in both environments until the side is known.
 
 from __future__ import annotations
 
-import contextlib
-import json
 import os
 import sys
 import time
@@ -22,6 +20,7 @@ os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
 os.environ["TOKENIZERS_PARALLELISM"] = "true"
 
 import numpy as np
+from benchmark_process import forget_peak, held, serve
 from PIL import Image
 
 SIDE = 224
@@ -39,21 +38,17 @@ def seconds(call: Callable[[], Any]) -> float:
     return time.perf_counter() - begin
 
 
-def memory_peak() -> float:
-    """Return the peak of resident memory in GiB."""
-    lines = Path("/proc/self/status").read_text(encoding="utf-8").splitlines()
-    return next(int(line.split()[1]) for line in lines if line.startswith("VmHWM")) / 2**20
-
-
 class Side:
     """What both sides answer."""
 
+    def resident(self) -> float:
+        """Return the memory that is held now, in GiB, where the next peak begins."""
+        forget_peak()
+        return held("VmRSS") / 2**30
+
     def peak(self) -> float:
-        """Return the peak of memory since the last call, in GiB, and begin anew."""
-        peak = memory_peak()
-        with contextlib.suppress(OSError):
-            Path("/proc/self/clear_refs").write_text("5", encoding="utf-8")
-        return peak
+        """Return the peak of memory since then, in GiB."""
+        return held("VmHWM") / 2**30
 
     def numpy_product(self, size: int) -> float:
         """Return the seconds of a float32 product of two squares."""
@@ -237,13 +232,7 @@ def main() -> None:
     """Answer tasks until there are no more."""
     kind, folder, device, attention = (*sys.argv[1:], "")[:4]
     side = {"ours": Ours, "transformers": Theirs}[kind](Path(folder), device, attention)
-    for line in sys.stdin:
-        method, *arguments = json.loads(line)
-        try:
-            answer = {"answer": getattr(side, method)(*arguments)}
-        except Exception as error:  # told to who asked
-            answer = {"error": f"{type(error).__name__}: {error}"}
-        print("=" + json.dumps(answer), flush=True)
+    serve(lambda method, *arguments: getattr(side, method)(*arguments))
 
 
 if __name__ == "__main__":

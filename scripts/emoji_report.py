@@ -51,7 +51,7 @@ TASKS = {  # -> a title, and what guessing reaches
 MARKS = ("<!-- written by scripts/emoji_report.py -->", "<!-- end of what it writes -->")
 
 
-def settings(steps: int, rate: float, *, every: int) -> list[str]:
+def contrastive(steps: int, rate: float, *, every: int) -> list[str]:
     """Return the settings of a contrastive run that is not the recipe's."""
     rates = [f"steps={steps}", f"optimizer.learning_rate={rate}"]
     return [*rates, f"checkpoints.every={every}", f"evaluation.every={every}"]
@@ -60,9 +60,9 @@ def settings(steps: int, rate: float, *, every: int) -> list[str]:
 # Each with what was best on validation. Alone, contrastive learning has as many steps as both stages have together.
 CONTRASTIVE = {
     "both": [],  # the recipe
-    "both-keywords": settings(1_000, 1e-3, every=500),
-    "alone": settings(3_300, 2e-3, every=550),
-    "alone-keywords": settings(4_000, 2e-3, every=1_000),
+    "both-keywords": contrastive(1_000, 1e-3, every=500),
+    "alone": contrastive(3_300, 2e-3, every=550),
+    "alone-keywords": contrastive(4_000, 2e-3, every=1_000),
 }
 
 

@@ -13,6 +13,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from benchmark_process import held
 from check_parity import CAPTIONS, photographs
 
 from altclip_jax import AltCLIPConfig, AltCLIPModel
@@ -30,10 +31,10 @@ def main() -> None:
     texts = AltCLIPTokenizer.from_pretrained(given["tokenizer"])(CAPTIONS, padding=True, return_tensors="np")
     AltCLIPModel(AltCLIPConfig.from_json(folder)).param_shapes()
     jax.block_until_ready(jnp.zeros(4))
-    before, start = peak_resident(), time.perf_counter()
+    before, start = held("VmHWM"), time.perf_counter()
     model, params = AltCLIPModel.from_pretrained(folder, **given["how"])
     jax.block_until_ready(params)
-    loading, growth = time.perf_counter() - start, peak_resident() - before
+    loading, growth = time.perf_counter() - start, held("VmHWM") - before
     found: dict[str, Any] = {"loading_s": loading, "peak_growth": growth, "cores": os.cpu_count()}
     leaves = list(flatten(params).values())
     found |= {"resident": sum(leaf.nbytes for leaf in leaves), "parameters": sum(leaf.size for leaf in leaves)}
@@ -55,12 +56,6 @@ def main() -> None:
     np.savez(given["rows"], **rows)
     found |= {"pictures": len(pixels), "texts": len(CAPTIONS)}
     print(json.dumps(found))
-
-
-def peak_resident() -> int:
-    """Return the largest resident memory that this process had, in bytes."""
-    lines = Path("/proc/self/status").read_text().splitlines()
-    return 1024 * next(int(line.split()[1]) for line in lines if line.startswith("VmHWM"))
 
 
 if __name__ == "__main__":

@@ -47,7 +47,8 @@ def embed_pictures(
         TooManyBadSamples: `bad` allows no more.
     """
     known = {} if known is None else known
-    encode = functools.partial(encoders.encode_images, clip.model, clip.params)
+    at_once = encoders.pictures_at_once(clip.params)
+    encode = functools.partial(encoders.encode_images, clip.model, clip.params, at_once=at_once)
     pixels = Pixels(clip.processor.image_processor, Augmentation())
     rows = {place: known[picture.file] for place, picture in enumerate(pictures) if picture.file in known}
     unknown = [place for place in range(len(pictures)) if place not in rows]

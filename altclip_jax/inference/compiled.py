@@ -132,6 +132,7 @@ class CompiledEncoders:
 
     def _functions(self) -> dict[Kind, Any]:
         model, mesh, processor = self._model, self._mesh, self._image_processor
+        at_once = encoders.pictures_at_once(self._params) if mesh is None else None
 
         def whole(params: Params) -> Params:
             return params if mesh is None else gathered(mesh, params)
@@ -140,11 +141,11 @@ class CompiledEncoders:
             return encoders.encode_text(model, whole(params), ids, mask)
 
         def pixels(params: Params, values: Array) -> Any:
-            return encoders.encode_images(model, whole(params), values)
+            return encoders.encode_images(model, whole(params), values, at_once=at_once)
 
         def as_bytes(params: Params, values: Array) -> Any:
             assert processor is not None
-            return encoders.encode_images(model, whole(params), normalized(values, processor))
+            return encoders.encode_images(model, whole(params), normalized(values, processor), at_once=at_once)
 
         return {"text": text, "pixels": pixels, "bytes": as_bytes}
 

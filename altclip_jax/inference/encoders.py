@@ -19,6 +19,7 @@ from altclip_jax.model.two_towers import TwoTowerModel, normalize
 from altclip_jax.weights.convert import Params
 
 LENGTH_BUCKETS = (8, 16, 24, 32, 48, 64, 96, 128, 192, 256, 384, 512)
+CPU_PICTURES = 4  # whose values between two layers stay in a processor's cache; measured: docs/benchmark.md
 
 
 @functools.partial(jax.jit, static_argnums=0)
@@ -30,13 +31,44 @@ def encode_text(
     return normalize(features)
 
 
-@functools.partial(jax.jit, static_argnums=0)
+@functools.partial(jax.jit, static_argnums=0, static_argnames="at_once")
 def encode_images(
-    model: TwoTowerModel, params: Params, pixel_values: Float[Array, "images channels height width"]
+    model: TwoTowerModel,
+    params: Params,
+    pixel_values: Float[Array, "images channels height width"],
+    at_once: int | None = None,
 ) -> Float[Array, "images projection"]:
-    """Returns unit embeddings of prepared pictures, float32."""
-    features: Any = model.apply({"params": params}, pixel_values, method="get_image_features")
-    return normalize(features)
+    """Returns unit embeddings of prepared pictures, float32.
+
+    Args:
+        model: The model.
+        params: Its parameters.
+        pixel_values: The pictures.
+        at_once: So many of them go through all layers before the next ones do (`pictures_at_once`); None: all.
+    """
+
+    def embed(pictures: Array) -> Array:
+        features: Any = model.apply({"params": params}, pictures, method="get_image_features")
+        return normalize(features)
+
+    whole = 0 if at_once is None else len(pixel_values) // at_once
+    if whole < 2:
+        return embed(pixel_values)
+    assert at_once is not None
+    groups, rest = jax.numpy.split(pixel_values, [whole * at_once])
+    found = jax.lax.map(embed, groups.reshape(whole, at_once, *groups.shape[1:])).reshape(whole * at_once, -1)
+    return jax.numpy.concatenate([found, embed(rest)]) if len(rest) else found
+
+
+def pictures_at_once(params: Params) -> int | None:
+    """Returns how many pictures of a batch are best encoded before the next ones: few on one CPU, or None for all.
+
+    An accelerator is filled by a large batch. A processor is busy with one picture already, and with more of them what
+    passes from layer to layer goes by way of the memory. Pictures that are cut over devices stay where they are.
+    """
+    devices = {device for leaf in jax.tree.leaves(params) if isinstance(leaf, Array) for device in leaf.devices()}
+    devices = devices or {jax.local_devices()[0]}
+    return CPU_PICTURES if len(devices) == 1 and all(device.platform == "cpu" for device in devices) else None
 
 
 def length_buckets(longest: int) -> tuple[int, ...]:

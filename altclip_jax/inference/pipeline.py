@@ -91,12 +91,14 @@ class AltCLIP:
             ImageError: a picture cannot be read; the message names it.
         """
         images = list(images) if isinstance(images, (list, tuple)) else [images]
+        at_once = encoders.pictures_at_once(self.params)
 
         def begun() -> Iterator[encoders.Encoding]:
             for part in encoders.batches(len(images), batch_size):
                 pixels = self.processor(images=images[part])["pixel_values"]
                 padded = encoders.pad_rows(pixels, encoders.padded_size(len(pixels), batch_size))
-                yield encoders.Encoding(encoders.encode_images(self.model, self.params, padded), len(pixels))
+                found = encoders.encode_images(self.model, self.params, padded, at_once=at_once)
+                yield encoders.Encoding(found, len(pixels))
 
         rows = []
         for found in encoders.in_flight(begun()):  # pictures are decoded while the last batch is computed

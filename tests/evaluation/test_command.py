@@ -120,9 +120,9 @@ def test_zero_shot_embeds_the_pictures_once(capsys, categories, monkeypatch):
     calls = []
     original = embedding.encoders.encode_images
 
-    def counted(*arguments):
+    def counted(*arguments, **settings):
         calls.append(len(arguments[2]))
-        return original(*arguments)
+        return original(*arguments, **settings)
 
     monkeypatch.setattr(embedding.encoders, "encode_images", counted)
     code, out, _ = run(

@@ -11,7 +11,7 @@ from altclip_jax.assets import PICTURES
 from altclip_jax.inference import encoders
 from altclip_jax.inference.compiled import CompiledEncoders, normalized
 from altclip_jax.inference.token_batches import TokenBatching
-from altclip_jax.parallel import make_mesh
+from altclip_jax.parallel import make_mesh, param_shardings
 
 MESHES = [None, {}, {"data": 2, "fsdp": 2, "tensor": 2}, {"data": 1, "fsdp": 8}]
 
@@ -58,6 +58,22 @@ def test_embeddings_are_those_of_the_plain_call(clip, pictures, axes):
         np.testing.assert_allclose(compiled.images(given).result(), plain, atol=1e-6)
     np.testing.assert_allclose(compiled.images(pictures[:3], rows=11).result(), plain[:3], atol=1e-6)
     assert compiled.text(texts["input_ids"][:0], texts["attention_mask"][:0]).result().shape == (0, 128)
+
+
+@pytest.mark.parametrize("rows", [1, 4, 7, 8, 11])
+def test_few_pictures_at_a_time_have_the_embeddings_of_all_together(clip, pictures, rows):
+    pixels = clip.processor.image_processor.normalize(pictures)[:rows]
+    plain = encoders.encode_images(clip.model, clip.params, pixels)
+    found = encoders.encode_images(clip.model, clip.params, pixels, at_once=4)
+    assert found.shape == plain.shape
+    np.testing.assert_allclose(found, plain, atol=1e-6)
+
+
+def test_pictures_come_a_few_at_a_time_on_one_cpu_and_stay_together_on_several_devices(clip):
+    assert encoders.pictures_at_once(clip.params) == encoders.CPU_PICTURES
+    assert encoders.pictures_at_once(jax.tree.map(np.asarray, clip.params)) == encoders.CPU_PICTURES
+    mesh = make_mesh(data=2, fsdp=4)
+    assert encoders.pictures_at_once(jax.device_put(clip.params, param_shardings(mesh, clip.params))) is None
 
 
 def test_parameters_are_cut_by_the_rules(clip):

@@ -13,6 +13,7 @@ from altclip_jax.processing.base_tokenizer import BaseTokenizer
 
 Encode = Callable[[np.ndarray, np.ndarray], Encoding]
 _WINDOW = 16_384  # texts that are sorted together: memory does not grow with their number
+_BATCH = 128  # tokens whose work is what a batch costs beside its tokens: all parameters are read once for each
 
 
 class TokenBatch(NamedTuple):
@@ -26,7 +27,8 @@ class TokenBatch(NamedTuple):
 class TokenBatching:
     """Cuts tokenized texts into batches of about the same number of tokens, each for texts of similar length.
 
-    What does not fill a batch goes into the next longer one if that is less work than a batch that is not full.
+    What does not fill a batch of its length goes with the rest of longer ones where that is less work than batches of
+    their own.
     """
 
     def __init__(
@@ -59,27 +61,47 @@ class TokenBatching:
         return [(rows, length) for length, rows in self._full.items()]
 
     def batches(self, lengths: Sequence[int]) -> Iterator[TokenBatch]:
-        """Yields batches, shortest first, in which each text has its place once.
+        """Yields batches, full ones first, in which each text has its place once.
 
         Args:
             lengths: The tokens of each text, at most the limit.
         """
         order = np.argsort(np.asarray(lengths, np.int64), kind="stable")
-        buckets = list(self._full)
-        ends = np.searchsorted(np.asarray(lengths, np.int64)[order], buckets, "right").tolist()
-        used = [place for place, end in enumerate(ends) if end > (ends[place - 1] if place else 0)]
-        start = 0
-        for place, following in zip(used, [*used[1:], None], strict=True):
-            length, end = buckets[place], ends[place]
-            full = self._full[length]
-            while end - start >= full:
-                yield TokenBatch(order[start : start + full], full, length)
-                start += full
-            rest = end - start
-            rows = full if self._steady else self._whole(padded_size(rest, full)) if rest else 0
-            if rest and (following is None or rest * buckets[following] > rows * length):
-                yield TokenBatch(order[start:end], rows, length)
-                start = end
+        ends = np.searchsorted(np.asarray(lengths, np.int64)[order], list(self._full), "right").tolist()
+        rests: list[np.ndarray] = []
+        for (length, full), start, end in zip(self._full.items(), [0, *ends], ends, strict=False):
+            whole = start + (end - start) // full * full
+            for place in range(start, whole, full):
+                yield TokenBatch(order[place : place + full], full, length)
+            rests.append(order[whole:end])
+        for first, last in self._joined([len(rest) for rest in rests]):
+            places = np.concatenate(rests[first : last + 1])
+            length, full = list(self._full.items())[last]
+            for place in range(0, len(places), full):
+                part = places[place : place + full]
+                yield TokenBatch(part, self._rows(len(part), full), length)
+
+    def _joined(self, counts: Sequence[int]) -> list[tuple[int, int]]:
+        """Returns which neighbouring lengths, first and last, share batches, so that the work is least."""
+        best: list[tuple[int, list[tuple[int, int]]]] = [(0, [])]  # for so many of the lengths
+        for last in range(len(counts)):
+            ways = []
+            for first in range(last + 1):
+                work, joined = best[first]
+                texts = sum(counts[first : last + 1])
+                own = [(first, last)] if texts else []
+                ways.append((work + self._work(texts, last), [*joined, *own]))
+            best.append(min(ways, key=lambda way: way[0]))
+        return best[-1][1]
+
+    def _work(self, texts: int, place: int) -> int:
+        """Returns what texts cost that are padded to a length."""
+        length, full = list(self._full.items())[place]
+        whole, rest = divmod(texts, full)
+        return whole * (full * length + _BATCH) + (self._rows(rest, full) * length + _BATCH if rest else 0)
+
+    def _rows(self, texts: int, full: int) -> int:
+        return full if self._steady else self._whole(padded_size(texts, full))
 
     def encode(
         self, encode: Encode, texts: Sequence[str], progress: Callable[[int], None] | None = None

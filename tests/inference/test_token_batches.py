@@ -1,9 +1,12 @@
 """Texts are batched by tokens: each comes back in its place, and short ones do not pay for long ones."""
 
+import itertools
+
 import numpy as np
 import pytest
 
 from altclip_jax import AltCLIP
+from altclip_jax.inference.encoders import LENGTH_BUCKETS
 from altclip_jax.inference.token_batches import TokenBatching
 
 
@@ -37,6 +40,37 @@ def test_short_texts_do_not_wait_for_a_long_one(clip):
     assert shapes == [(128, 16), (125, 16)]
 
 
+def test_few_texts_of_several_lengths_share_a_batch(clip):
+    # each batch reads all parameters: eight texts are not worth three of them, sixty are
+    batching = TokenBatching(clip.processor.tokenizer, 77)
+    assert [(len(b.places), b.rows, b.length) for b in batching.batches([7, 12, 15, 5, 16, 20, 22, 9])] == [(8, 8, 24)]
+    many = [(len(b.places), b.length) for b in batching.batches([8] * 30 + [48] * 30)]
+    assert many == [(30, 8), (30, 48)]
+
+
+def test_what_is_left_over_is_joined_in_the_way_that_is_least_work(clip):
+    batching = TokenBatching(clip.processor.tokenizer, 77, tokens=256)
+    generator = np.random.default_rng(1)
+    for _ in range(20):
+        lengths = generator.integers(2, 77, generator.integers(1, 9)).tolist()
+        used = sorted({min(bucket for bucket in batching._full if bucket >= length) for length in lengths})
+
+        def work(cut, lengths=lengths, used=used):
+            """Returns the work of batches that end with those lengths that `cut` names."""
+            total, start = 0, 0
+            for end in [bucket for bucket, here in zip(used, [*cut, True], strict=True) if here]:
+                texts = sum(start < length <= end for length in lengths)
+                total += batching._work(texts, list(batching._full).index(end))
+                start = end
+            return total
+
+        # few of each length, so that none fills a batch alone
+        if all(sum(length <= bucket for length in lengths) < batching._full[bucket] for bucket in used):
+            least = min(work(cut) for cut in itertools.product([False, True], repeat=len(used) - 1))
+            found = sum(batch.rows * batch.length + 128 for batch in batching.batches(lengths))
+            assert found == least
+
+
 def test_less_is_computed_than_in_the_order_they_come(clip):
     generator = np.random.default_rng(0)
     lengths = np.clip(generator.lognormal(2.6, 0.6, 4000).astype(int), 4, 77)
@@ -51,6 +85,10 @@ def test_less_is_computed_than_in_the_order_they_come(clip):
 def test_embeddings_come_back_in_order(clip, side, monkeypatch):
     monkeypatch.setattr(clip.processor.tokenizer, "padding_side", side)
     texts = [f"{'cat ' * (number * 7 % 13)}{number}" for number in range(90)]
+    if side == "left":  # the first token is what is pooled: padding, or the text's own where there is none
+        ids = clip.processor.tokenizer(texts)["input_ids"]
+        texts = [text for text, row in zip(texts, ids, strict=True) if len(row) not in LENGTH_BUCKETS]
+        assert len(texts) > 50
     rows = clip.encode_text(texts, batch_size=8)
     single = np.concatenate([clip.encode_text(text) for text in texts])
     np.testing.assert_allclose(rows, single, atol=2e-6)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import statistics
+import sys
 import tempfile
 import time
 from collections.abc import Callable
@@ -26,39 +27,47 @@ def run(repeats: int, rows: int, width: int) -> dict[str, Any]:
 
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
+        say("making rows")
         values, queries = heaps(rows, width, 0), heaps(512, width, 1)
         index = written(folder, values)
         flat = faiss.IndexFlatIP(width)
         flat.add(values)
-        approximate = ApproximateIndex.build(index)
-        told = approximate.told
-        opened = ApproximateIndex.open(index)
-        lines = []
-        for count in (1, 64, 512):
-            some = queries[:count]
-            ways: dict[str, Callable[[], Any]] = {
-                "ours": lambda some=some: search(index.values, some, HITS),
-                "faiss flat": lambda some=some: flat.search(some, HITS),
-                "approximate": lambda some=some: opened.search(some, HITS),
-            }
-            times: dict[str, list[float]] = {name: [] for name in ways}
-            for turn in range(1 + repeats):
-                for name, way in ways.items():
-                    begin = time.perf_counter()
-                    way()
-                    if turn:
-                        times[name].append(time.perf_counter() - begin)
-            speeds = {name: count / statistics.median(own) for name, own in times.items()}
-            lines.append({"queries": count, "queries_per_second": speeds})
-            print(count, "queries:", *(f"{name} {speed:,.1f}/s" for name, speed in speeds.items()), flush=True)
-        return {
-            "rows": rows,
-            "width": width,
-            "hits": HITS,
-            "lines": lines,
-            "ranks_compared_with_numpy": compared(index.values, queries[:64]),
-            "approximate": {"recipe": told.recipe, "probes": told.probes, "recall": told.recall},
+        ways: dict[str, Callable[[np.ndarray], Any]] = {
+            "ours": lambda some: search(index.values, some, HITS),
+            "faiss flat": lambda some: flat.search(some, HITS),
         }
+        result: dict[str, Any] = {"rows": rows, "width": width, "hits": HITS, "exact": measured(ways, queries, repeats)}
+        result["ranks_compared_with_numpy"] = compared(index.values, queries[:64])
+        say(f"{result['ranks_compared_with_numpy']} ranks are numpy's; building an approximate index")
+        begin = time.perf_counter()
+        told = ApproximateIndex.build(index).told
+        opened = ApproximateIndex.open(index)
+        built = {"seconds": time.perf_counter() - begin, "recipe": told.recipe, "probes": told.probes}
+        say(f"built in {built['seconds']:,.0f} s: {told.recipe}, {told.probes} probes, recall {told.recall}")
+        ways["approximate"] = lambda some: opened.search(some, HITS)
+        return result | {"approximate": {**built, "recall": told.recall, "lines": measured(ways, queries, repeats)}}
+
+
+def measured(ways: dict[str, Callable[[np.ndarray], Any]], queries: np.ndarray, repeats: int) -> list[dict[str, Any]]:
+    """Return how many queries a second each way answers, given one, 64 or 512 at a time."""
+    lines = []
+    for count in (1, 64, 512):
+        times: dict[str, list[float]] = {name: [] for name in ways}
+        for turn in range(1 + repeats):
+            for name, way in ways.items():
+                begin = time.perf_counter()
+                way(queries[:count])
+                if turn:
+                    times[name].append(time.perf_counter() - begin)
+        speeds = {name: count / statistics.median(own) for name, own in times.items()}
+        lines.append({"queries": count, "queries_per_second": speeds})
+        print(count, "queries:", *(f"{name} {speed:,.1f}/s" for name, speed in speeds.items()), flush=True)
+    return lines
+
+
+def say(what: str) -> None:
+    """Tell on standard error what is going on."""
+    print(f"[{time.strftime('%H:%M:%S')}] {what}", file=sys.stderr, flush=True)
 
 
 def compared(values: np.ndarray, queries: np.ndarray) -> int:

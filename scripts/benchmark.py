@@ -41,6 +41,7 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=7)
     parser.add_argument("--batch", type=int, default=64, help="rows of a training step")
     parser.add_argument("--rows", type=int, default=1_000_000, help="search: of 768 numbers")
+    parser.add_argument("--exact", action="store_true", help="search: no approximate index, which takes long to make")
     parser.add_argument("--tokenizer", type=Path, default=Path("tests/data/xlmr"))
     parser.add_argument("--peer", action="append", default=[], metavar="PYTHON", help="infer: with newer transformers")
     parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu", help="infer: of all sides")
@@ -50,7 +51,8 @@ def main() -> None:
     parser.add_argument("--output", type=Path, help="also write JSON here")
     options = parser.parse_args()
     if options.what == "search":
-        write(options.output, benchmark_search.run(options.repeats, options.rows, 768))
+        report = benchmark_search.run(options.repeats, options.rows, 768, approximate=not options.exact)
+        write(options.output, report)
         return
     if options.what == "infer":
         peers = [] if options.without_eager else [(sys.executable, "eager")]

@@ -20,7 +20,7 @@ from typing import Any
 import benchmark_core
 import numpy as np
 from benchmark_captions import captions
-from benchmark_process import Process
+from benchmark_process import Process, say
 from PIL import Image
 
 WORKER = Path(__file__).with_name("benchmark_worker.py")
@@ -124,11 +124,6 @@ def run(
         if device == "cpu":
             fresh(benchmark)
         return {"sides": benchmark.about, "peak": peak, "flops_of_a_picture": FLOPS, "rows": benchmark.lines}
-
-
-def say(what: str) -> None:
-    """Tell on standard error what is going on."""
-    print(f"[{time.strftime('%H:%M:%S')}] {what}", file=sys.stderr, flush=True)
 
 
 def of_one_number(benchmark: Benchmark, number: str, files: list[str], texts: list[str], best: float) -> None:

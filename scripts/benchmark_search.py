@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import statistics
-import sys
 import tempfile
 import time
 from collections.abc import Callable
@@ -12,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from benchmark_process import say
 
 from altclip_jax.corpus.approximate import ApproximateIndex
 from altclip_jax.corpus.index import Index
@@ -21,7 +21,7 @@ HITS = 10
 CENTRES = 2000
 
 
-def run(repeats: int, rows: int, width: int) -> dict[str, Any]:
+def run(repeats: int, rows: int, width: int, *, approximate: bool) -> dict[str, Any]:
     """Return the lines of the table; every rank of ours is compared with numpy's in float64."""
     import faiss
 
@@ -38,7 +38,10 @@ def run(repeats: int, rows: int, width: int) -> dict[str, Any]:
         }
         result: dict[str, Any] = {"rows": rows, "width": width, "hits": HITS, "exact": measured(ways, queries, repeats)}
         result["ranks_compared_with_numpy"] = compared(index.values, queries[:64])
-        say(f"{result['ranks_compared_with_numpy']} ranks are numpy's; building an approximate index")
+        say(f"{result['ranks_compared_with_numpy']} ranks are numpy's")
+        if not approximate:
+            return result
+        say("building an approximate index")
         begin = time.perf_counter()
         told = ApproximateIndex.build(index).told
         opened = ApproximateIndex.open(index)
@@ -63,11 +66,6 @@ def measured(ways: dict[str, Callable[[np.ndarray], Any]], queries: np.ndarray, 
         lines.append({"queries": count, "queries_per_second": speeds})
         print(count, "queries:", *(f"{name} {speed:,.1f}/s" for name, speed in speeds.items()), flush=True)
     return lines
-
-
-def say(what: str) -> None:
-    """Tell on standard error what is going on."""
-    print(f"[{time.strftime('%H:%M:%S')}] {what}", file=sys.stderr, flush=True)
 
 
 def compared(values: np.ndarray, queries: np.ndarray) -> int:

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from emoji_designs import DESIGNS
+from emoji_keywords import aligned_keywords
 from emoji_output import encoded, write_notice, write_pairs, write_records, write_shards
 from emoji_packages import (
     DERIVED_NAMES,
@@ -183,7 +184,7 @@ def _write_texts(
             for concept in roles[role]
             for language, texts in captions[concept.code].items()
         ]
-        if role == "train":  # keywords have no counterpart in other languages
+        if role == "train":
             pairs += [
                 (text, text, "en") for concept in roles[role] for text in captions[concept.code].get("en", [])[1:]
             ]
@@ -199,6 +200,8 @@ def _write_texts(
             if flag_of(code) not in flags and not {folded(english), folded(text)} & names
         ]
         counts["parallel_locales.tsv"] = write_pairs(options.output / "parallel_locales.tsv", pairs)
+        aligned = aligned_keywords(captions[concept.code] for concept in roles["train"])
+        counts["parallel_keywords.tsv"] = write_pairs(options.output / "parallel_keywords.tsv", aligned)
     labels = read_labels(packages, options.languages, list(categories))
     write_json(
         options.output / "categories.json",

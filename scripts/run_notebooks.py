@@ -45,7 +45,6 @@ _writes: Any = nbformat.writes
 _node: Any = nbformat.from_dict
 # Two pictures are compared as thumbnails of so many pixels across, which may differ by so many of 255 levels on average
 # and at most. Between matplotlib 3.9 and 3.11, which moved every letter, it was up to 3.7 and 32 of the smaller ones.
-_OF_ROUNDING = "# rounding, which is another on another processor"  # in a cell: its picture need not look the same
 _LIMITS, _OTHER_MATPLOTLIB = (96, 2, 48), (24, 6, 48)
 
 
@@ -179,7 +178,7 @@ def differences(before: Any, after: Any, *, exact: bool) -> list[str]:
             if was == now:
                 continue
             if kind == "image/png":
-                told = "its bytes" if exact else unlike(was, now, size_alone=_OF_ROUNDING in old.source)
+                told = "its bytes" if exact else unlike(was, now)
                 if told is not None:
                     found.append(f"cell {number}: the picture is not the same: {told}")
             elif exact or not same_text(was, now):
@@ -207,15 +206,13 @@ def same_text(was: str, now: str) -> bool:
     )
 
 
-def unlike(was: str, now: str, *, size_alone: bool = False) -> str | None:
-    """Returns in what two pictures, base64 of PNG, do not look the same, or are not as large; None if they do."""
+def unlike(was: str, now: str) -> str | None:
+    """Returns in what two pictures, base64 of PNG, do not look the same; None if they do."""
     old, new = (Image.open(io.BytesIO(base64.b64decode(data))) for data in (was, now))
     same_program = old.info.get("Software") == new.info.get("Software")
     across, mean, most = _LIMITS if same_program else _OTHER_MATPLOTLIB
     if any(abs(a - b) > 0.03 * max(a, b) for a, b in zip(old.size, new.size, strict=True)):
         return f"{new.size[0]} x {new.size[1]} pixels, were {old.size[0]} x {old.size[1]}"
-    if size_alone:
-        return None
     size = across, max(1, round(across * old.height / old.width))
     pictures = (picture.convert("RGB").resize(size, Image.Resampling.BOX) for picture in (old, new))
     left, right = (np.asarray(picture, np.float64) for picture in pictures)

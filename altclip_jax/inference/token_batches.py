@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from itertools import pairwise
 from typing import NamedTuple
 
 import numpy as np
@@ -66,37 +67,44 @@ class TokenBatching:
         Args:
             lengths: The tokens of each text, at most the limit.
         """
-        order = np.argsort(np.asarray(lengths, np.int64), kind="stable")
-        ends = np.searchsorted(np.asarray(lengths, np.int64)[order], list(self._full), "right").tolist()
+        sizes = np.asarray(lengths, np.int64)
+        order = np.argsort(sizes, kind="stable")
+        ends = np.searchsorted(sizes[order], list(self._full), "right").tolist()
         rests: list[np.ndarray] = []
-        for (length, full), start, end in zip(self._full.items(), [0, *ends], ends, strict=False):
+        for (length, full), (start, end) in zip(self._full.items(), pairwise([0, *ends]), strict=True):
             whole = start + (end - start) // full * full
-            for place in range(start, whole, full):
-                yield TokenBatch(order[place : place + full], full, length)
+            yield from self._cut(order[start:whole], length)
             rests.append(order[whole:end])
         for first, last in self._joined([len(rest) for rest in rests]):
-            places = np.concatenate(rests[first : last + 1])
-            length, full = list(self._full.items())[last]
-            for place in range(0, len(places), full):
-                part = places[place : place + full]
-                yield TokenBatch(part, self._rows(len(part), full), length)
+            yield from self._cut(np.concatenate(rests[first : last + 1]), list(self._full)[last])
+
+    def _cut(self, places: Int[np.ndarray, " texts"], length: int) -> Iterator[TokenBatch]:
+        full = self._full[length]
+        for start in range(0, len(places), full):
+            part = places[start : start + full]
+            yield TokenBatch(part, self._rows(len(part), full), length)
 
     def _joined(self, counts: Sequence[int]) -> list[tuple[int, int]]:
-        """Returns which neighbouring lengths, first and last, share batches, so that the work is least."""
+        """Returns which neighbouring lengths, first and last, share batches, so that the work is least.
+
+        None do where padding comes first: a text's first token is pooled, which then is padding or is not by its length
+        alone, whatever else is in the batch.
+        """
         best: list[tuple[int, list[tuple[int, int]]]] = [(0, [])]  # for so many of the lengths
-        for last in range(len(counts)):
+        alone = self._tokenizer.padding_side == "left"
+        for last, length in enumerate(self._full):
             ways = []
-            for first in range(last + 1):
+            for first in range(last if alone else 0, last + 1):
                 work, joined = best[first]
                 texts = sum(counts[first : last + 1])
                 own = [(first, last)] if texts else []
-                ways.append((work + self._work(texts, last), [*joined, *own]))
+                ways.append((work + self._work(texts, length), [*joined, *own]))
             best.append(min(ways, key=lambda way: way[0]))
         return best[-1][1]
 
-    def _work(self, texts: int, place: int) -> int:
+    def _work(self, texts: int, length: int) -> int:
         """Returns what texts cost that are padded to a length."""
-        length, full = list(self._full.items())[place]
+        full = self._full[length]
         whole, rest = divmod(texts, full)
         return whole * (full * length + _BATCH) + (self._rows(rest, full) * length + _BATCH if rest else 0)
 

@@ -132,7 +132,7 @@ class CompiledEncoders:
 
     def _functions(self) -> dict[Kind, Any]:
         model, mesh, processor = self._model, self._mesh, self._image_processor
-        at_once = encoders.pictures_at_once(self._params) if mesh is None else None
+        at_once = encoders.pictures_at_once(self._params)
 
         def whole(params: Params) -> Params:
             return params if mesh is None else gathered(mesh, params)

@@ -51,12 +51,11 @@ def encode_images(
         features: Any = model.apply({"params": params}, pictures, method="get_image_features")
         return normalize(features)
 
-    whole = 0 if at_once is None else len(pixel_values) // at_once
-    if whole < 2:
+    if at_once is None or len(pixel_values) < 2 * at_once:
         return embed(pixel_values)
-    assert at_once is not None
-    groups, rest = jax.numpy.split(pixel_values, [whole * at_once])
-    found = jax.lax.map(embed, groups.reshape(whole, at_once, *groups.shape[1:])).reshape(whole * at_once, -1)
+    whole = len(pixel_values) // at_once * at_once
+    groups, rest = jax.numpy.split(pixel_values, [whole])
+    found = jax.lax.map(embed, groups.reshape(-1, at_once, *groups.shape[1:])).reshape(whole, -1)
     return jax.numpy.concatenate([found, embed(rest)]) if len(rest) else found
 
 

@@ -158,13 +158,13 @@ def export(
         folder: The run's.
         target: The new folder.
         step: One that is there; None: the last.
-        best: The best by the run's own `checkpoints.metric`, if it keeps any, instead of the last.
+        best: The best by the run's own `checkpoints.metric` instead of the last.
         average: The moving average, if the run keeps one.
         mesh: Where the parameters are meanwhile, if they do not fit on one device; all its processes call this.
 
     Raises:
         FileNotFoundError: the folder has no run, or no such checkpoint.
-        ValueError: it is that of a model.
+        ValueError: it is that of a model, or the run keeps no best checkpoint.
     """
     folder = Path(folder)
     if not (folder / "config.json").is_file():
@@ -176,6 +176,11 @@ def export(
             " `altclip export --format stablehlo`."
         )
     config = RunConfig.from_values(values, str(folder / "config.json"))
+    if best and not config.checkpoints.keep_best:
+        raise ValueError(
+            f"the run in {folder} does not keep its best checkpoint: checkpoints.keep_best is 0. Export the last, or"
+            " another by its step."
+        )
     model = open_model(config, folder / "model")
     mesh = parallel.make_mesh(devices=jax.devices()[:1]) if mesh is None else mesh
     with CheckpointStore(folder, config.checkpoints, read_only=True) as store:

@@ -166,6 +166,8 @@ def test_export_names_the_checkpoints_that_there_are(settings, tmp_path):
     train(config, quiet=True)
     with pytest.raises(FileNotFoundError, match=r"has no checkpoint of step 3; it has 2, 4\."):
         export(config.folder, tmp_path / "out", step=3)
+    with pytest.raises(ValueError, match=r"does not keep its best checkpoint: checkpoints\.keep_best is 0"):
+        export(config.folder, tmp_path / "out", best=True)
     assert export(config.folder, tmp_path / "out", step=2) == 2
     shutil.rmtree(Path(config.folder) / "checkpoints")
     with pytest.raises(FileNotFoundError, match=r"has no checkpoint; it has none\."):

@@ -2,12 +2,13 @@ r"""Train the students that docs/emoji.md compares, and write its tables.
 
     python scripts/emoji_report.py train --data build/emoji --runs runs/emoji_report
     python scripts/emoji_report.py report --data build/emoji --runs runs/emoji_report \
-        --output docs/emoji_report.json --document docs/emoji.md
+        --keep docs/emoji_report.json --output docs/emoji_report.json --document docs/emoji.md
 
-`train` makes what is not there yet, run after run, and can be interrupted: three seeds of both stages, with names alone
-and with keywords, and of contrastive learning without teacher learning, and all again with captions in other languages
-than English for a part of the concepts. `report` measures every finished model on the design and the concepts that
-nothing was trained or tuned on.
+`train` makes what is not there yet, run after run, and can be interrupted: three seeds of both stages, of what they are
+without pairs of keywords in the parallel text, and of contrastive learning without teacher learning, and all again with
+captions in other languages than English for a part of the concepts; `--only` makes the named families of runs.
+`report` measures every finished model on the design and the concepts that nothing was trained or tuned on; `--keep`
+takes those that are not there from an earlier report.
 """
 
 from __future__ import annotations
@@ -23,8 +24,9 @@ from typing import Any
 import numpy as np
 from emoji_measuring import TestSet, measured, pixel_neighbour
 
+from altclip_jax.assets import default_checkpoint
 from altclip_jax.evaluation.retrieval import chance
-from altclip_jax.json_file import write_bytes, write_json
+from altclip_jax.json_file import read_json_object, write_bytes, write_json
 
 ROOT = Path(__file__).parents[1]
 RECIPES = ROOT / "recipes" / "emoji" / "full"
@@ -36,7 +38,9 @@ TITLES = {
     "teacher": "teacher",
     "learned": "stage 1",
     "both-100": "stages 1, 2",
-    "both-keywords-100": "stages 1, 2 with keywords",
+    "names-learned": "stage 1 of names",
+    "names-both-100": "stages 1, 2 of names",
+    "names-both-keywords-100": "stage 1 of names, stage 2 with keywords",
     "alone-100": "contrastive alone",
     "alone-keywords-100": "contrastive alone, with keywords",
     "bootstrap": "former default",
@@ -48,6 +52,7 @@ TASKS = {  # -> a title, and what guessing reaches
     "text_to_image": ("Names of seen concepts to their pictures", "text_to_image"),
     "categories": ("Categories by their labels", "categories"),
 }
+CARD = ("name of a seen concept", "without flags", "name of a held-out one", "picture of a name", "category")  # TASKS
 MARKS = ("<!-- written by scripts/emoji_report.py -->", "<!-- end of what it writes -->")
 
 
@@ -56,6 +61,11 @@ def contrastive(steps: int, rate: float, *, every: int) -> list[str]:
     rates = [f"steps={steps}", f"optimizer.learning_rate={rate}"]
     return [*rates, f"checkpoints.every={every}", f"evaluation.every={every}"]
 
+
+CURVE = {"both": "stages 1, 2", "names-both-keywords": TITLES["names-both-keywords-100"]}
+CURVE["alone-keywords"] = TITLES["alone-keywords-100"]
+PARALLEL = '{{path="{}/{}",weight={}}}'
+NAMES = (("parallel_train.tsv", 3), ("parallel_locales.tsv", 1))  # stage 1 without pairs of keywords
 
 # Each with what was best on validation. Alone, contrastive learning has as many steps as both stages have together.
 CONTRASTIVE = {
@@ -73,13 +83,16 @@ def main() -> None:
     parser.add_argument("--data", type=Path, default=ROOT / "build/emoji", help="of scripts/emoji_dataset.py")
     parser.add_argument("--runs", type=Path, default=ROOT / "runs/emoji_report")
     parser.add_argument("--teacher", type=Path, default=ROOT / "recipes/emoji/teacher")
+    parser.add_argument("--only", nargs="+", metavar="FAMILY", help="of train: learned both-100 both-5, say")
     parser.add_argument("--bootstrap", type=Path, help="the first embedded model, to compare with")
+    parser.add_argument("--keep", type=Path, metavar="JSON", help="an earlier report, for runs that are not there")
     parser.add_argument("--output", type=Path, help="of the report, as JSON")
     parser.add_argument("--document", type=Path, help="Markdown with marks, between which the tables are put")
+    parser.add_argument("--card", type=Path, help="the same, for the numbers of the embedded model")
     options = parser.parse_args()
     if options.what == "train":
         for name, command in runs(options):
-            if (options.runs / name / "export").exists():
+            if (options.runs / name / "export").exists() or (options.only and family(name) not in options.only):
                 continue
             print(f"== {name}", flush=True)
             if subprocess.run(command, check=False).returncode:
@@ -90,6 +103,8 @@ def main() -> None:
         write_json(options.output, result)
     if options.document:
         write_tables(options.document, tables(result))
+    if options.card:
+        write_tables(options.card, card(result))
     print(tables(result))
 
 
@@ -97,13 +112,16 @@ def runs(options: argparse.Namespace) -> Iterator[tuple[str, list[str]]]:
     """Yield each run's name and command, in an order in which what one starts from is there."""
     for percent in PERCENTS[:-1]:
         write_part(options.data, percent)
+    without = f"data.train=[{','.join(PARALLEL.format(options.data.resolve(), *source) for source in NAMES)}]"
     for seed in SEEDS:
         yield run(options, f"learned-{seed}", "1_teacher_learning", seed, [])
-        for kind in ("both", "both-keywords", "alone-keywords"):
+        yield second(options, "both", 100, seed)
+        yield run(options, f"names-learned-{seed}", "1_teacher_learning", seed, [without])
+        for kind in ("names-both", "names-both-keywords", "alone-keywords"):
             yield second(options, kind, 100, seed)
     yield second(options, "alone", 100, 0)
     for percent in PERCENTS[:-1]:
-        for kind in ("both", "both-keywords", "alone-keywords"):
+        for kind in CURVE:
             yield second(options, kind, percent, 0)
 
 
@@ -113,11 +131,12 @@ def second(options: argparse.Namespace, kind: str, percent: int, seed: int) -> t
     captions = [f'{{path="{path}",caption_key="names",weight=3}}']
     if kind.endswith("keywords"):
         captions.append(f'{{path="{path}",weight=1}}')
-    settings = [f"data.train=[{','.join(captions)}]", *CONTRASTIVE[kind]]
+    settings = [f"data.train=[{','.join(captions)}]", *CONTRASTIVE[kind.removeprefix("names-")]]
     if kind.startswith("alone"):
         settings += [f"model.source={(ROOT / 'build/emoji_student').resolve()}", 'model.fresh=["text_model"]']
     else:
-        settings.append(f"model.source={(options.runs / f'learned-{seed}' / 'export').resolve()}")
+        start = f"names-learned-{seed}" if kind.startswith("names-") else f"learned-{seed}"
+        settings.append(f"model.source={(options.runs / start / 'export').resolve()}")
     return run(options, f"{kind}-{percent}-{seed}", "2_contrastive", seed, settings)
 
 
@@ -127,6 +146,11 @@ def run(
     """Return a run's name and command."""
     command = [sys.executable, "-m", "altclip_jax", "train", str(RECIPES / f"{recipe}.toml"), f"seed={seed}"]
     return name, [*command, f"folder={options.runs / name}", *settings]
+
+
+def family(name: str) -> str:
+    """Return a run's name without its seed."""
+    return name.rpartition("-")[0] or name
 
 
 def write_part(data: Path, percent: int) -> None:
@@ -148,10 +172,14 @@ def report(options: argparse.Namespace) -> dict[str, Any]:
     """Return what each finished model does, and what there is to compare it with."""
     test = TestSet(options.data)
     models = {path.parent.name: path for path in sorted(options.runs.glob("*/export"))}
+    models["embedded"] = default_checkpoint()
     if options.bootstrap:
         models["bootstrap"] = options.bootstrap
     found = {"teacher": measured(options.teacher, test, ("en",))} if options.teacher.exists() else {}
     found |= {name: measured(folder, test, LANGUAGES) for name, folder in models.items()}
+    if options.keep:
+        earlier = read_json_object(options.keep)["models"]
+        found = {name: earlier[name] for name in earlier if name not in found} | found
     return {
         "pictures": {"seen": len(test.seen), "held_out": len(test.held), "without_flags": int((~test.flags).sum())},
         "names": len(test.names("en")),
@@ -169,9 +197,8 @@ def report(options: argparse.Namespace) -> dict[str, Any]:
 def tables(result: dict[str, Any]) -> str:
     """Return the report's tables in Markdown."""
     models, guessing = result["models"], result["chance"]
-    columns = {name: sorted(key for key in models if key.startswith(f"{name}-")) for name in list(TITLES)[1:-1]}
-    columns = {"teacher": ["teacher"], **columns, "bootstrap": ["bootstrap"]}
-    columns = {name: keys for name, keys in columns.items() if keys and keys[0] in models}
+    columns = {name: sorted(key for key in models if family(key) == name) for name in TITLES}
+    columns = {name: keys for name, keys in columns.items() if keys}
     parts = [goals(result), ""]
     for task, (title, chances) in TASKS.items():
         guess = " / ".join(f"{100 * value:.2g} %" for value in list(guessing[chances].values())[:2])
@@ -186,16 +213,27 @@ def tables(result: dict[str, Any]) -> str:
         "",
         "Pictures of seen concepts to their names, mean of the ten other languages:",
         "",
-        "| concepts with such captions | stages 1, 2 | with keywords | contrastive alone, with keywords |",
-        "|---|---|---|---|",
+        "| concepts with such captions | " + " | ".join(CURVE.values()) + " |",
+        "|" + "---|" * (len(CURVE) + 1),
     ]
-    kinds = ("both", "both-keywords", "alone-keywords")
     for percent in PERCENTS:
-        names = [[key for key in models if key.startswith(f"{kind}-{percent}-")] for kind in kinds]
+        names = [[key for key in models if family(key) == f"{kind}-{percent}"] for kind in CURVE]
         if any(names):
             cells = [cell(models, found, "seen", "others") if found else "" for found in names]
             parts.append(f"| {percent} % | " + " | ".join(cells) + " |")
     return "\n".join(parts)
+
+
+def card(result: dict[str, Any]) -> str:
+    """Return a table of what the embedded model does, by language."""
+    guesses = [list(result["chance"][task].values())[:2] for _, task in TASKS.values()]
+    rows = [["", *CARD], ["---"] * (len(TASKS) + 1)]
+    rows += [
+        [language, *(cell(result["models"], ["embedded"], task, language) for task in TASKS)]
+        for language in (*LANGUAGES, "mean")
+    ]
+    rows += [["guessing", *(" / ".join(f"{100 * value:.2g}" for value in guess) for guess in guesses)]]
+    return "\n".join(f"| {' | '.join(row)} |" for row in rows)
 
 
 def neighbour(result: dict[str, Any], task: str) -> str:
@@ -208,13 +246,13 @@ def goals(result: dict[str, Any]) -> str:
     """Return the goals that were set beforehand, and what was reached, the mean over seeds."""
     models = result["models"]
 
-    def mean(prefix: str, task: str, languages: Sequence[str]) -> float:
-        own = [model for name, model in models.items() if name.startswith(prefix)]
+    def mean(name: str, task: str, languages: Sequence[str]) -> float:
+        own = [model for key, model in models.items() if family(key) == name]
         return float(np.mean([next(iter(model[language][task].values())) for model in own for language in languages]))
 
     teacher = mean("teacher", "seen", ("en",))
     neighbour = result["pixel_neighbour"]["seen"]
-    shares = [mean(prefix, "seen", NINE) / teacher for prefix in ("learned-", "both-100-")]
+    shares = [mean(name, "seen", NINE) / teacher for name in ("learned", "both-100")]
     rows = [
         (
             "teacher, English, pictures of seen concepts",
@@ -224,8 +262,8 @@ def goals(result: dict[str, Any]) -> str:
         ("the nearest picture", "", f"{100 * neighbour:.1f} %"),
         ("stage 1, mean of nine languages, of the teacher's", "85 %", f"{100 * shares[0]:.1f} %"),
         ("stage 2, the same", "95 %", f"{100 * shares[1]:.1f} %"),
-        ("stage 2, held-out concepts among 190", "18 %", f"{100 * mean('both-100-', 'held_out', NINE):.1f} %"),
-        ("stage 2, categories", "60 %", f"{100 * mean('both-100-', 'categories', NINE):.1f} %"),
+        ("stage 2, held-out concepts among 190", "18 %", f"{100 * mean('both-100', 'held_out', NINE):.1f} %"),
+        ("stage 2, categories", "60 %", f"{100 * mean('both-100', 'categories', NINE):.1f} %"),
     ]
     lines = ["| | goal | reached |", "|---|---|---|"]
     return "\n".join([*lines, *(f"| {' | '.join(row)} |" for row in rows)])

@@ -46,23 +46,29 @@ def test_a_contrastive_run_learns_evaluates_and_exports(settings, workshop):
     config = settings(
         steps=40,
         model__source=str(default_checkpoint()),
-        model__fresh=["text_model"],  # what a trained one has left to learn of these pictures is less than its noise
         data__evaluate=source,
         evaluation__every=20,
         checkpoints__every=20,
-        optimizer__learning_rate=1e-3,
+        optimizer__learning_rate=3e-4,  # at 1e-3 the embedded model, which knows these pictures, forgets some
     )
     outcome = train(config, quiet=True)
     assert (outcome.step, outcome.stopped_by) == (40, None)
-    assert np.mean(losses(config)[-10:]) < np.mean(losses(config)[:10]) - 1.5
+    assert np.mean(losses(config)[-10:]) < np.mean(losses(config)[:10]) - 0.03
     assert [entry["step"] for entry in log_of(config) if "evaluation" in entry] == [20, 40]
     assert outcome.metrics["chance@1"] == pytest.approx(1 / 18)
-    assert outcome.metrics["mean_recall"] > 0.4  # guessing: 0.3
+    assert outcome.metrics["mean_recall"] > 0.9
     assert outcome.metrics["samples_per_second"] > 0
     assert 0 < outcome.metrics["share_of_peak"] < 2
     clip = AltCLIP.from_pretrained(outcome.exported)
     text = clip.encode_text(["rocket"])
     assert text.shape == (1, 128)
+
+
+def test_a_text_tower_of_random_values_learns(settings):
+    fresh = {"model__source": str(default_checkpoint()), "model__fresh": ["text_model"]}
+    config = settings(steps=40, **fresh, optimizer__learning_rate=1e-3, checkpoints__every=40)
+    train(config, quiet=True)
+    assert np.mean(losses(config)[-10:]) < np.mean(losses(config)[:10]) - 1.5
 
 
 def test_the_exported_model_is_the_last_state_with_the_locked_parts_of_the_source(settings, workshop):

@@ -62,8 +62,7 @@ def contrastive(steps: int, rate: float, *, every: int) -> list[str]:
     return [*rates, f"checkpoints.every={every}", f"evaluation.every={every}"]
 
 
-CURVE = {"both": "stages 1, 2", "names-both-keywords": TITLES["names-both-keywords-100"]}
-CURVE["alone-keywords"] = TITLES["alone-keywords-100"]
+CURVE = ("both", "names-both-keywords", "alone-keywords")
 PARALLEL = '{{path="{}/{}",weight={}}}'
 NAMES = (("parallel_train.tsv", 3), ("parallel_locales.tsv", 1))  # stage 1 without pairs of keywords
 
@@ -213,7 +212,7 @@ def tables(result: dict[str, Any]) -> str:
         "",
         "Pictures of seen concepts to their names, mean of the ten other languages:",
         "",
-        "| concepts with such captions | " + " | ".join(CURVE.values()) + " |",
+        "| concepts with such captions | " + " | ".join(TITLES[f"{kind}-100"] for kind in CURVE) + " |",
         "|" + "---|" * (len(CURVE) + 1),
     ]
     for percent in PERCENTS:

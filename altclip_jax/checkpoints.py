@@ -10,9 +10,9 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 from jax.typing import DTypeLike
 
-from altclip_jax import hub
 from altclip_jax.config import is_flagai
-from altclip_jax.json_file import read_json_object, write_bytes
+from altclip_jax.files import hub
+from altclip_jax.files.json_file import read_json_object, write_bytes
 from altclip_jax.model.altclip import AltCLIPModel
 from altclip_jax.model.clip import CLIPModel, CLIPTextModel
 from altclip_jax.model.pretrained import PretrainedModel

@@ -14,7 +14,6 @@ from typing import Any, NamedTuple
 import jax
 from jax import Array
 
-from altclip_jax import hub
 from altclip_jax.config import (
     AltCLIPConfig,
     AltCLIPTextConfig,
@@ -24,7 +23,8 @@ from altclip_jax.config import (
     XLMRobertaConfig,
     is_flagai,
 )
-from altclip_jax.json_file import read_json_object
+from altclip_jax.files import hub
+from altclip_jax.files.json_file import read_json_object
 from altclip_jax.model.altclip import AltCLIPModel
 from altclip_jax.model.clip import CLIPModel
 from altclip_jax.model.two_towers import TwoTowerModel

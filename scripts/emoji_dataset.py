@@ -36,7 +36,7 @@ from emoji_packages import (
     read_locale_names,
 )
 
-from altclip_jax.json_file import read_json_object, write_bytes, write_json
+from altclip_jax.files.json_file import read_json_object, write_bytes, write_json
 
 SPLIT = Path(__file__).parents[1] / "recipes" / "emoji" / "split.json"
 TRAIN_DESIGNS = ("noto", "fluent-flat", "fluent-3d", "noto-v1", "emojione")

@@ -17,7 +17,7 @@ from altclip_jax import AltCLIP
 from altclip_jax.evaluation.embedding import embed_texts
 from altclip_jax.evaluation.retrieval import recall
 from altclip_jax.evaluation.zero_shot import classify
-from altclip_jax.json_file import read_json_object
+from altclip_jax.files.json_file import read_json_object
 
 PIXELS = 16  # of a side, for the nearest neighbour
 

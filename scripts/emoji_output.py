@@ -13,7 +13,7 @@ from emoji_designs import Design
 from emoji_packages import Concept
 from PIL import Image
 
-from altclip_jax.json_file import write_bytes
+from altclip_jax.files.json_file import write_bytes
 
 Captions = Mapping[str, Mapping[str, Sequence[str]]]  # concept -> language -> name, keywords
 

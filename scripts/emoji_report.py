@@ -26,7 +26,7 @@ from emoji_measuring import TestSet, measured, pixel_neighbour
 
 from altclip_jax.assets import default_checkpoint
 from altclip_jax.evaluation.retrieval import chance
-from altclip_jax.json_file import read_json_object, write_bytes, write_json
+from altclip_jax.files.json_file import read_json_object, write_bytes, write_json
 
 ROOT = Path(__file__).parents[1]
 RECIPES = ROOT / "recipes" / "emoji" / "full"

@@ -14,7 +14,7 @@ from pathlib import Path
 
 from tokenizers import Regex, Tokenizer, models, normalizers, pre_tokenizers, trainers
 
-from altclip_jax.json_file import write_bytes, write_json
+from altclip_jax.files.json_file import write_bytes, write_json
 
 START, END = "<|startoftext|>", "<|endoftext|>"
 WORDS = (

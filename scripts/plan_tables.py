@@ -14,7 +14,7 @@ from pathlib import Path
 import jax
 
 from altclip_jax import parallel
-from altclip_jax.json_file import read_json_object, write_json
+from altclip_jax.files.json_file import read_json_object, write_json
 from altclip_jax.training.chips import CHIPS, named
 from altclip_jax.training.config import RunConfig
 from altclip_jax.training.plan import plan, topology_devices

@@ -29,7 +29,7 @@ from altclip_jax.assets import default_checkpoint
 from altclip_jax.evaluation.embedding import embed_texts
 from altclip_jax.evaluation.retrieval import recall
 from altclip_jax.evaluation.zero_shot import classify
-from altclip_jax.json_file import read_json_object, write_bytes, write_json
+from altclip_jax.files.json_file import read_json_object, write_bytes, write_json
 from altclip_jax.weights.convert import flatten
 from altclip_jax.weights.quantization import quantization_rules
 

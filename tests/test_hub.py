@@ -9,8 +9,8 @@ import threading
 
 import pytest
 
-from altclip_jax import hub
 from altclip_jax.assets import default_checkpoint
+from altclip_jax.files import hub
 
 COMMIT = "0" * 40
 

@@ -8,10 +8,8 @@ import altclip_jax
 ROOT = Path(altclip_jax.__file__).parent
 # From the ground up. A part may import itself and what stands before it.
 FLOORS = (
-    "staging",
-    "json_file",
+    "files",
     "machine",
-    "hub",
     "config",
     "assets",
     "processing",

@@ -142,7 +142,7 @@ def _tell(
     print_table: Callable[[dict[str, Any]], None],
     report: Callable[[], bytes],
 ) -> None:
-    from altclip_jax.json_file import write_bytes
+    from altclip_jax.files.json_file import write_bytes
 
     if options.json:
         print_json(summary)

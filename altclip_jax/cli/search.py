@@ -150,7 +150,7 @@ def _print(found: list[dict[str, Any]]) -> None:
 
 def _write_sheet(options: argparse.Namespace, found: list[dict[str, Any]]) -> None:
     from altclip_jax.corpus.contact_sheet import Row, contact_sheet, picture_of
-    from altclip_jax.json_file import write_bytes
+    from altclip_jax.files.json_file import write_bytes
 
     pictures = [None] * len(options.texts) + [picture_of(str(path)) for path in options.image]
     rows = [

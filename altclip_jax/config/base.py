@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, ClassVar, Self
 
-from altclip_jax.json_file import read_json_object, write_json
+from altclip_jax.files.json_file import read_json_object, write_json
 
 ACTIVATIONS = ("gelu", "gelu_new", "relu", "silu", "quick_gelu", "selu")
 POSITION_EMBEDDING_TYPES = ("absolute", "relative_key", "relative_key_query")

@@ -19,8 +19,8 @@ from jaxtyping import Float
 
 from altclip_jax.corpus.index import Index
 from altclip_jax.corpus.search import Hits, check_question, ranked, search
-from altclip_jax.json_file import read_json_object
-from altclip_jax.staging import Staging
+from altclip_jax.files.json_file import read_json_object
+from altclip_jax.files.staging import Staging
 
 _BLOCK = 65_536  # rows that are added at once
 _WANTED = 10  # the hits by which an index is measured

@@ -12,8 +12,8 @@ from jaxtyping import Float
 
 from altclip_jax.corpus.store import KINDS, Kind, Store
 from altclip_jax.data.files import OpenFiles
-from altclip_jax.json_file import read_json_object
-from altclip_jax.staging import Staging, refusals_explained
+from altclip_jax.files.json_file import read_json_object
+from altclip_jax.files.staging import Staging, refusals_explained
 
 DESCRIPTION = "index.json"
 

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 from altclip_jax.corpus.store import DESCRIPTION
-from altclip_jax.staging import Staging, refusals_explained
+from altclip_jax.files.staging import Staging, refusals_explained
 
 _BLOCK = 2**20
 NAME = "standard_input.txt"

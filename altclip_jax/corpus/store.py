@@ -24,8 +24,8 @@ import numpy as np
 from jaxtyping import Float
 
 from altclip_jax.corpus.forms import Rows, files_of, json_lines, lines_in, values_in
-from altclip_jax.json_file import read_json_object, write_bytes, write_json
-from altclip_jax.staging import Staging, refusals_explained
+from altclip_jax.files.json_file import read_json_object, write_bytes, write_json
+from altclip_jax.files.staging import Staging, refusals_explained
 
 Kind = Literal["images", "texts"]
 KINDS: tuple[Kind, ...] = ("images", "texts")

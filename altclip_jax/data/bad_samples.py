@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 
 from altclip_jax.data.samples import SampleError
-from altclip_jax.staging import refusals_explained
+from altclip_jax.files.staging import refusals_explained
 
 _JUDGED_OVER = 1000  # samples; a share of fewer says little
 _LISTED = 20

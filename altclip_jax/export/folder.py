@@ -18,10 +18,10 @@ import numpy as np
 import altclip_jax
 from altclip_jax.export.executables import check_sizes, compiled, fingerprint
 from altclip_jax.export.programs import PictureForm, Program, limits, lower, programs_of
+from altclip_jax.files.staging import Staging, refusals_explained
 from altclip_jax.inference.encoders import length_buckets
 from altclip_jax.inference.pipeline import AltCLIP
 from altclip_jax.processing.base_tokenizer import BaseTokenizer
-from altclip_jax.staging import Staging, refusals_explained
 from altclip_jax.weights.writers import TensorSource, safetensors_blocks
 
 MANIFEST, WEIGHTS = "manifest.json", "weights.safetensors"

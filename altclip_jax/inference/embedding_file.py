@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 from jaxtyping import Float32
 
-from altclip_jax.json_file import write_bytes
+from altclip_jax.files.json_file import write_bytes
 
 
 def write_embeddings(

@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from altclip_jax.json_file import write_bytes, write_json
+from altclip_jax.files.json_file import write_bytes, write_json
 from altclip_jax.processing.lengths import Padding, cut, padded, padded_length, positive, truncation_strategy
 from altclip_jax.processing.texts import text_list, text_lists, without_spaces
 from altclip_jax.processing.tokenizer_family import NO_LIMIT, ROLE_NAMES

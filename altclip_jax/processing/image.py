@@ -21,7 +21,7 @@ import numpy as np
 from jaxtyping import Shaped, UInt8
 from PIL import Image
 
-from altclip_jax.json_file import read_json_object, write_json
+from altclip_jax.files.json_file import read_json_object, write_json
 from altclip_jax.processing.image_files import (
     ImageError,
     array_to_image,

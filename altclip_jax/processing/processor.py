@@ -10,7 +10,7 @@ import os
 from collections.abc import Mapping, Sequence
 from typing import Any, Self
 
-from altclip_jax import hub
+from altclip_jax.files import hub
 from altclip_jax.processing.base_tokenizer import BaseTokenizer
 from altclip_jax.processing.image import AltCLIPImageProcessor
 from altclip_jax.processing.tokenizer import load_tokenizer

@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, ClassVar, Self
 
-from altclip_jax.json_file import read_json_object
+from altclip_jax.files.json_file import read_json_object
 from altclip_jax.processing.base_tokenizer import BaseTokenizer
 from altclip_jax.processing.clip_vocabulary import CLIPVocabulary
 from altclip_jax.processing.json_vocabulary import JsonVocabulary

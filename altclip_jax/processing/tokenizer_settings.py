@@ -10,7 +10,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Self
 
-from altclip_jax.json_file import read_json_object
+from altclip_jax.files.json_file import read_json_object
 from altclip_jax.processing.tokenizer_family import NO_LIMIT, ROLE_NAMES, XLM_ROBERTA, TokenizerFamily
 
 CONFIG_FILE, MAP_FILE, ADDED_FILE = "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json"

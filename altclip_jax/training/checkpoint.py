@@ -11,7 +11,7 @@ import jax
 import orbax.checkpoint as ocp
 from orbax.checkpoint import checkpoint_managers as policies
 
-from altclip_jax.staging import refusals_explained
+from altclip_jax.files.staging import refusals_explained
 from altclip_jax.training.config import CheckpointSettings, RunConfig
 from altclip_jax.training.processes import is_first
 from altclip_jax.training.state import TrainState

@@ -15,8 +15,8 @@ from typing import Any, NamedTuple, Self
 import numpy as np
 from jaxtyping import Bool, Float32, Int64
 
-from altclip_jax.json_file import read_json_object, write_json
-from altclip_jax.staging import refusals_explained
+from altclip_jax.files.json_file import read_json_object, write_json
+from altclip_jax.files.staging import refusals_explained
 from altclip_jax.training.processes import barrier, is_first
 
 Pieces = Iterable[tuple[Int64[np.ndarray, " piece"], np.ndarray]]

@@ -18,12 +18,12 @@ import jax.numpy as jnp
 from jax.sharding import Mesh
 
 from altclip_jax import checkpoints, parallel
-from altclip_jax.json_file import read_json_object, write_json
+from altclip_jax.files.json_file import read_json_object, write_json
+from altclip_jax.files.staging import refusals_explained
 from altclip_jax.model.altclip import AltCLIPModel
 from altclip_jax.model.clip import CLIPModel
 from altclip_jax.model.two_towers import TwoTowerModel
 from altclip_jax.processing.processor import AltCLIPProcessor
-from altclip_jax.staging import refusals_explained
 from altclip_jax.training.checkpoint import CheckpointStore, load_tree, save_tree
 from altclip_jax.training.config import RunConfig
 from altclip_jax.training.partition import merge, split

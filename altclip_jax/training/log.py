@@ -10,8 +10,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Self
 
-from altclip_jax.json_file import write_bytes
-from altclip_jax.staging import refusals_explained
+from altclip_jax.files.json_file import write_bytes
+from altclip_jax.files.staging import refusals_explained
 from altclip_jax.training.processes import is_first
 
 

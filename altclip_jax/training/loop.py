@@ -13,7 +13,7 @@ import jax
 import numpy as np
 
 from altclip_jax.data.batches import HostBatch
-from altclip_jax.staging import refusals_explained
+from altclip_jax.files.staging import refusals_explained
 from altclip_jax.training.checkpoint import CheckpointStore
 from altclip_jax.training.config import RunConfig
 from altclip_jax.training.evaluate import summary

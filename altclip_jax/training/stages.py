@@ -14,11 +14,11 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
-from altclip_jax import hub
 from altclip_jax.data.batches import Stream
 from altclip_jax.data.files import expanded
 from altclip_jax.data.image_text_stream import ImageTextStream
 from altclip_jax.data.text_pair_stream import TextPairStream
+from altclip_jax.files import hub
 from altclip_jax.model.clip import CLIPTextModel, CLIPTextModelWithProjection
 from altclip_jax.model.two_towers import TwoTowerModel
 from altclip_jax.processing.processor import TOKENIZER_FILES, AltCLIPProcessor

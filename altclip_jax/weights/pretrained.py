@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.typing import DTypeLike
 
-from altclip_jax import hub
+from altclip_jax.files import hub
 from altclip_jax.weights.convert import (
     Params,
     check_params,

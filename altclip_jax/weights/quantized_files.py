@@ -19,7 +19,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from altclip_jax.json_file import read_json_object
+from altclip_jax.files.json_file import read_json_object
 from altclip_jax.weights import rules
 from altclip_jax.weights.quantization import Form
 from altclip_jax.weights.quantized import Int4Array, QuantizedArray

@@ -12,7 +12,7 @@ from typing import Any, Final, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from altclip_jax.staging import Staging, refusals_explained
+from altclip_jax.files.staging import Staging, refusals_explained
 from altclip_jax.weights.safetensors_file import DTYPES
 from altclip_jax.weights.stored import CheckpointError
 

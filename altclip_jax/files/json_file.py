@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from altclip_jax.staging import Staging, refusals_explained
+from altclip_jax.files.staging import Staging, refusals_explained
 
 
 def read_json_object(path: Path) -> dict[str, Any]:

@@ -1,0 +1,1 @@
+"""Files and folders: fetched, changed as a whole, known as ours."""

@@ -18,6 +18,8 @@ from altclip_jax.inference.token_batches import TokenBatching
 from altclip_jax.model.altclip import AltCLIPModel
 from altclip_jax.model.clip import CLIPModel
 from altclip_jax.model.two_towers import TwoTowerModel
+from altclip_jax.processing.image_files import array_layout, single_pictures
+from altclip_jax.processing.lengths import positive
 from altclip_jax.processing.processor import AltCLIPProcessor
 from altclip_jax.weights import pretrained
 from altclip_jax.weights.convert import Params, flatten
@@ -67,7 +69,11 @@ class AltCLIP:
             texts: One string or several.
             batch_size: How many texts of 32 tokens the model sees at once; of shorter ones more, of longer ones fewer.
             progress: Called with the number of rows done.
+
+        Raises:
+            ValueError: `batch_size` is less than 1.
         """
+        positive("batch_size", batch_size)
         texts = [texts] if isinstance(texts, str) else list(texts)
 
         def encode(ids: np.ndarray, mask: np.ndarray) -> encoders.Encoding:
@@ -85,17 +91,25 @@ class AltCLIP:
     def encode_images(
         self, images: Any, *, batch_size: int = 32, progress: Progress | None = None
     ) -> Float32[np.ndarray, "images projection"]:
-        """Returns unit embeddings, one row per picture: paths, PIL images, arrays or bytes, one or a list.
+        """Returns unit embeddings, one row per picture.
+
+        Args:
+            images: Paths, PIL images, bytes, or arrays, as `AltCLIPImageProcessor` takes them: one, a list of any
+                depth, or an array with a batch axis.
+            batch_size: How many pictures are prepared and shown to the model at once.
+            progress: Called with the number of pictures done.
 
         Raises:
             ImageError: a picture cannot be read; the message names it.
+            ValueError: `batch_size` is less than 1.
         """
-        images = list(images) if isinstance(images, (list, tuple)) else [images]
-        at_once = encoders.pictures_at_once(self.params)
+        positive("batch_size", batch_size)
+        pictures = single_pictures(images)
+        layout, at_once = array_layout(pictures), encoders.pictures_at_once(self.params)
 
         def begun() -> Iterator[encoders.Encoding]:
-            for part in encoders.batches(len(images), batch_size):
-                pixels = self.processor(images=images[part])["pixel_values"]
+            for part in encoders.batches(len(pictures), batch_size):
+                pixels = self.processor(images=pictures[part], input_data_format=layout)["pixel_values"]
                 padded = encoders.pad_rows(pixels, encoders.padded_size(len(pixels), batch_size))
                 found = encoders.encode_images(self.model, self.params, padded, at_once=at_once)
                 yield encoders.Encoding(found, len(pixels))

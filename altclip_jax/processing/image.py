@@ -24,10 +24,9 @@ from PIL import Image
 from altclip_jax.files.json_file import read_json_object, write_json
 from altclip_jax.processing.image_files import (
     ImageError,
+    array_layout,
     array_to_image,
-    channel_layout,
     channels_last,
-    is_array,
     load_picture,
     named_pictures,
 )
@@ -296,8 +295,7 @@ class AltCLIPImageProcessor:
     def _prepare_all(self, images: Any, input_data_format: str | None, threads: int | None) -> list[np.ndarray]:
         pictures = named_pictures(images)
         if input_data_format is None:
-            shapes = [np.shape(picture) for _, picture in pictures if is_array(picture)]
-            input_data_format = channel_layout(shapes[0]) if shapes else None
+            input_data_format = array_layout([picture for _, picture in pictures])
 
         def tried(named: tuple[str, Any]) -> np.ndarray | ImageError:
             name, picture = named

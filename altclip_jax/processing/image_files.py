@@ -7,7 +7,7 @@ import io
 import os
 import threading
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +32,17 @@ def named_pictures(images: Any) -> list[tuple[str, Any]]:
     if not pictures:
         raise ImageError("images is empty: expected at least one picture.")
     return pictures
+
+
+def single_pictures(images: Any) -> list[Any]:
+    """Returns the single pictures in `images`, as `named_pictures` does; there may be none."""
+    return [picture for _, picture in _named(images, "images")]
+
+
+def array_layout(pictures: Sequence[Any]) -> str | None:
+    """Tells where the channels of all arrays among pictures are: where the first one has them, as in the reference."""
+    shapes = (np.shape(picture) for picture in pictures if is_array(picture))
+    return channel_layout(next(shapes, ()))
 
 
 def load_picture(

@@ -1,4 +1,4 @@
-"""`AltCLIP` gives pictures and texts to the model in batches of the size that was asked for, however they are handed in."""
+"""`AltCLIP` gives the model batches of the size that was asked for, however pictures and texts are handed in."""
 
 import jax.numpy as jnp
 import numpy as np

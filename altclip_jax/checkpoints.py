@@ -166,7 +166,7 @@ def convert(
         raise ValueError(f"{source} cannot be dequantised: its weights are float, or shall be quantised.")
     stored = _shared_dtype(folder) if dtype is None else dtype
     model_class = MODEL_CLASSES[family, part]
-    model, params = model_class.from_pretrained(folder, dtype=stored, quantize=quantize)
+    model, params = model_class.from_pretrained(folder, param_dtype=stored, quantize=quantize)
     params = dequantized(params) if dequantize else params
     if form == "orbax":
         pretrained.save_orbax(model, target, params)
@@ -190,7 +190,7 @@ def _shared_dtype(folder: Path) -> DTypeLike:
 
 
 def _verify(model_class: type[PretrainedModel], target: Path, dtype: DTypeLike, params: Any) -> None:
-    _, again = model_class.from_pretrained(target, dtype=dtype)
+    _, again = model_class.from_pretrained(target, param_dtype=dtype)
     written, read = flatten(parts(params)), flatten(parts(again))
     different = sorted(written.keys() ^ read.keys()) or [
         path for path in written if np.asarray(written[path]).tobytes() != np.asarray(read[path]).tobytes()

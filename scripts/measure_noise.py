@@ -60,8 +60,8 @@ def variants(source: str) -> Iterator[tuple[str, Encode, bool]]:
     for precision in ("high", "default"):
         yield f"matrix products at precision {precision!r}", encoder(source, precision), False
     for dtype in ("bfloat16", "float16"):
-        yield f"computed in {dtype}, parameters float32", encoder(source, dtype=dtype, param_dtype="float32"), False
-        yield f"computed and stored in {dtype}", encoder(source, dtype=dtype), False
+        yield f"computed in {dtype}, parameters float32", encoder(source, dtype=dtype), False
+        yield f"computed and stored in {dtype}", encoder(source, dtype=dtype, param_dtype=dtype), False
 
 
 def encoder(source: str, precision: str = "highest", *, compiled: bool = True, **dtypes: str) -> Encode:

@@ -35,6 +35,7 @@ from altclip_jax.weights.quantization import quantization_rules
 
 ROOT = Path(__file__).parents[1]
 JSON, PAGE = ROOT / "docs" / "quantization.json", ROOT / "docs" / "quantization.md"
+# how the weights are written; they are loaded, and computed with, in the same dtype
 WAYS: dict[str, dict[str, Any]] = {
     "float32": {"dtype": "float32"},
     "bfloat16": {"dtype": "bfloat16"},
@@ -77,7 +78,7 @@ def embedded(data: Path) -> dict[str, Any]:
         with tempfile.TemporaryDirectory() as temporary:
             folder = Path(temporary) / "model"
             checkpoints.convert(default_checkpoint(), folder, **how)
-            clip = AltCLIP.from_pretrained(folder, dtype=how.get("dtype"))
+            clip = AltCLIP.from_pretrained(folder, dtype=how["dtype"], param_dtype=how["dtype"])
             rows = embeddings(clip, test)
             floats = floats or rows
             found[name] = {
@@ -130,7 +131,8 @@ def full_size(folder: Path, tokenizer: Path, wanted: set[str]) -> dict[str, Any]
             if name not in wanted:
                 continue
             print(f"measuring {name}", file=sys.stderr, flush=True)
-            given = {"folder": str(folder), "tokenizer": str(tokenizer), "how": how, "rows": f"{temporary}/rows.npz"}
+            loaded = {**how, "param_dtype": how["dtype"]}
+            given = {"folder": str(folder), "tokenizer": str(tokenizer), "how": loaded, "rows": f"{temporary}/rows.npz"}
             command = [sys.executable, str(Path(__file__).parent / "quantization_child.py"), json.dumps(given)]
             found[name] = json.loads(subprocess.run(command, check=True, stdout=subprocess.PIPE).stdout)
             with np.load(given["rows"]) as stored:

@@ -72,6 +72,32 @@ def test_convert(capsys, tmp_path, options, check):
     assert check(json.loads(out))
 
 
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["classify", str(PICTURES), "--labels", "a"],
+        ["similarity", str(PICTURES), "--texts", "a"],
+        ["embed", str(PICTURES), "--output", "new.npz"],
+        ["embed", str(PICTURES), "--output", "new"],
+        ["evaluate", "paper", "--data", "."],
+        ["export", "model", "new", "--format", "stablehlo"],
+    ],
+    ids=" ".join,
+)
+def test_every_command_tells_the_dtype_of_computation_from_that_of_the_parameters(words, monkeypatch, capsys, tmp_path):
+    asked = []
+
+    def told(source=None, **how):
+        asked.append((how["dtype"], how["param_dtype"]))
+        raise ValueError("asked")
+
+    monkeypatch.setattr(AltCLIP, "from_pretrained", told)
+    monkeypatch.chdir(tmp_path)
+    for options in ([], ["--dtype", "bfloat16"], ["--param-dtype", "float16"]):
+        assert run(capsys, *words, *options) == (1, "", "altclip: asked\n")
+    assert asked == [(None, None), ("bfloat16", None), (None, "float16")]
+
+
 def test_convert_notices_a_difference(monkeypatch, capsys, tmp_path):
     original = AltCLIPModel.from_pretrained.__func__
 

@@ -26,7 +26,11 @@ def add_commands(commands: Any) -> None:
     convert.add_argument("target", help="the new folder")
     convert.add_argument("--part", choices=["full", "text", "vision"], help="the whole model or one tower")
     convert.add_argument("--form", choices=["safetensors", "orbax"], default="safetensors", help="default: %(default)s")
-    convert.add_argument("--dtype", choices=["float32", "bfloat16", "float16"], help="default: that of the source")
+    convert.add_argument(
+        "--dtype",
+        choices=["float32", "bfloat16", "float16"],
+        help="of the weights that are written; default: that of the source",
+    )
     convert.add_argument("--max-shard-bytes", type=int, default=5_000_000_000, metavar="N", help="default: %(default)s")
     bits = convert.add_mutually_exclusive_group()
     bits.add_argument("--quantize", choices=["int8", "int4"], help="store kernels and tables in few bits")

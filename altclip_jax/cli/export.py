@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from altclip_jax.cli.command import add_command, add_hub_options, print_json
+from altclip_jax.cli.model import add_dtype_options
 from altclip_jax.cli.quiet import quiet_storage
 
 if TYPE_CHECKING:
@@ -23,6 +24,7 @@ _OF_PROGRAMS = {
     "no_normalize": False,
     "executable": None,
     "dtype": None,
+    "param_dtype": None,
     "quantize": None,
     "revision": None,
     "local_files_only": False,
@@ -72,7 +74,7 @@ def add_commands(commands: Any) -> None:
         metavar="N",
         help="compile for this machine, too: TEXTSxLENGTH, such as 8x64, or a number of pictures",
     )
-    program.add_argument("--dtype", choices=["float32", "bfloat16", "float16"], help="default: float32")
+    add_dtype_options(program)
     program.add_argument("--quantize", choices=["int8", "int4"], help="store kernels and tables in few bits")
     add_hub_options(export)
 
@@ -137,7 +139,7 @@ def _export_programs(options: argparse.Namespace) -> None:
 def _model(options: argparse.Namespace) -> AltCLIP:
     from altclip_jax.inference.pipeline import AltCLIP
 
-    how: dict[str, Any] = {"dtype": options.dtype, "quantize": options.quantize}
+    how: dict[str, Any] = {name: getattr(options, name) for name in ("dtype", "param_dtype", "quantize")}
     if (Path(options.source) / "checkpoints").is_dir():
         with tempfile.TemporaryDirectory() as temporary:
             step = _export_run(options, temporary)

@@ -19,10 +19,17 @@ if TYPE_CHECKING:
 def add_model_options(parser: argparse.ArgumentParser) -> None:
     """Adds what says which model answers."""
     parser.add_argument("--model", metavar="SOURCE", help="a folder or hub id; default: the embedded model")
-    parser.add_argument(
-        "--dtype", choices=["float32", "bfloat16", "float16"], default="float32", help="default: %(default)s"
-    )
+    add_dtype_options(parser)
     add_hub_options(parser)
+
+
+def add_dtype_options(parser: argparse._ActionsContainer) -> None:
+    """Adds what says in which dtypes a model computes and is stored; float32 both, if they say nothing."""
+    dtypes = ["float32", "bfloat16", "float16"]
+    parser.add_argument("--dtype", choices=dtypes, help="of computation; default: float32")
+    parser.add_argument(
+        "--param-dtype", choices=dtypes, help="of the parameters: 16 bits take half the memory; default: float32"
+    )
 
 
 def load_model(options: argparse.Namespace) -> AltCLIP:
@@ -30,7 +37,11 @@ def load_model(options: argparse.Namespace) -> AltCLIP:
     from altclip_jax.inference.pipeline import AltCLIP
 
     return AltCLIP.from_pretrained(
-        options.model, dtype=options.dtype, revision=options.revision, local_files_only=options.local_files_only
+        options.model,
+        dtype=options.dtype,
+        param_dtype=options.param_dtype,
+        revision=options.revision,
+        local_files_only=options.local_files_only,
     )
 
 

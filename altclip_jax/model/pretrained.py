@@ -31,7 +31,7 @@ class PretrainedModel(nn.Module):
     Attributes:
         config: What the model is.
         dtype: Compute dtype of the towers; projections, norms, logits and loss are float32.
-        param_dtype: Dtype of freshly initialised parameters.
+        param_dtype: Dtype in which parameters are stored, whether initialised or loaded.
         attention_implementation: "plain", "xla" or "cudnn", see `Attention`.
         remat: True recomputes each layer in the backward pass instead of storing its activations; "dots" stores the
             results of its matrix products and recomputes the rest.
@@ -71,13 +71,14 @@ class PretrainedModel(nn.Module):
 
         Args:
             source: A folder with config.json and weights, or the id of a hub repository such as "BAAI/AltCLIP".
-            dtype: Stored and compute dtype: float32 (also for None), bfloat16 or float16.
-            param_dtype: The stored dtype where it shall differ from `dtype`.
+            dtype: Computes: float32 (also for None), bfloat16 or float16.
+            param_dtype: Stores, likewise: the parameters' dtype in memory, float32 for None, whatever the file has and
+                whatever `dtype` is. Only this saves memory: "bfloat16" halves it.
             revision: Branch, tag or commit of a hub repository.
             local_files_only: Use what has been downloaded before, never the network.
             cache_dir: Where downloads are kept, instead of the hub's usual place.
             quantize: "int8", "int4" or rules (see `altclip_jax.weights.quantization`): kernels and tables are stored in
-                few bits while the file is read, and made arrays of layer by layer where they are used.
+                few bits while the file is read, and made arrays of `param_dtype` layer by layer where they are used.
             attention_implementation: "plain", "xla" or "cudnn".
             remat: False, True or "dots": what of each layer the backward pass recomputes.
             mesh: Devices over which the parameters are dealt, as `altclip_jax.parallel` says. Each process reads of the

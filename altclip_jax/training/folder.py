@@ -73,7 +73,7 @@ def begin(config: RunConfig, folder: Path, mesh: Mesh) -> Params:
     source = pretrained.fetch(config.model.source)
     kind = model_class(source, config)
     refuse_quantized(source, "training")
-    model, params = kind.from_pretrained(source, dtype="float32", mesh=mesh)
+    model, params = kind.from_pretrained(source, mesh=mesh)
     if unknown := sorted(set(config.model.fresh) - set(params)):
         raise ValueError(f"model.fresh={unknown} are no parts of this model, whose parts are {', '.join(params)}.")
     if config.model.fresh:

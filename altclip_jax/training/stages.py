@@ -227,7 +227,7 @@ def teacher_learning(builder: Builder) -> Parts:
     stored = config.teacher.store and builder.storing
     # what is stored once for the whole run is worth float32
     compute = "float32" if stored else config.model.dtype
-    teacher, helper = kind.from_pretrained(source, dtype=compute, param_dtype="float32", mesh=builder.mesh)
+    teacher, helper = kind.from_pretrained(source, dtype=compute, mesh=builder.mesh)
     objective = TeacherLearning(builder.model, teacher, target)
     check_widths(builder.model, teacher, target)
     tokenizer = load_tokenizer(hub.fetch_files(config.teacher.source, TOKENIZER_FILES))

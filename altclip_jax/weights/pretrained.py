@@ -243,18 +243,17 @@ def _shards_of(name: str) -> tuple[str, ...]:
 
 
 def dtypes(dtype: DTypeLike | None, param_dtype: DTypeLike | None) -> tuple[Any, Any]:
-    """Returns (stored, compute) dtypes: `dtype` sets both, `param_dtype` overrides the stored one.
+    """Returns (stored, compute) dtypes, each float32 unless it is said.
 
     Raises:
         ValueError: one of them is not a floating-point dtype this library computes in.
     """
-    compute = _float_dtype("dtype", jnp.float32 if dtype is None else dtype)
-    return _float_dtype("param_dtype", compute if param_dtype is None else param_dtype), compute
+    return _float_dtype("param_dtype", param_dtype), _float_dtype("dtype", dtype)
 
 
-def _float_dtype(name: str, value: DTypeLike) -> Any:
+def _float_dtype(name: str, value: DTypeLike | None) -> Any:
     try:
-        dtype = jnp.dtype(value)
+        dtype = jnp.dtype(jnp.float32 if value is None else value)
     except TypeError:
         dtype = None
     if dtype is None or dtype.name not in ("float32", "bfloat16", "float16"):

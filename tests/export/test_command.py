@@ -5,6 +5,7 @@ import shutil
 
 import numpy as np
 import pytest
+from safetensors import safe_open
 
 from altclip_jax import AltCLIP, cli
 from altclip_jax.assets import PICTURES, default_checkpoint
@@ -30,7 +31,7 @@ def run(capsys, *words):
 def test_a_model_becomes_programs_with_all_that_a_server_needs(capsys, loader, tmp_path):
     code, out, err = run(
         capsys, MODEL, tmp_path / "new", "--format", "stablehlo", "--dtype", "bfloat16", "--quantize", "int8",
-        "--pictures", "uint8", "--executable", "2x8", "1", "--platforms", "cpu", "tpu",
+        "--param-dtype", "bfloat16", "--pictures", "uint8", "--executable", "2x8", "1", "--platforms", "cpu", "tpu",
     )  # fmt: skip
     assert code == 0, err
     assert "for cpu, tpu" in out
@@ -41,7 +42,9 @@ def test_a_model_becomes_programs_with_all_that_a_server_needs(capsys, loader, t
     names += ["special_tokens_map.json", "text-2x8.executable", "text.jax_export", "tokenizer.json"]
     names += ["tokenizer_config.json", "weights.safetensors"]
     assert sorted(path.name for path in (tmp_path / "new").iterdir()) == names
-    clip = AltCLIP.from_pretrained(dtype="bfloat16", quantize="int8")
+    with safe_open(tmp_path / "new" / "weights.safetensors", "numpy") as file:
+        assert {file.get_slice(name).get_dtype() for name in file.keys()} == {"BF16", "I8", "F32"}  # noqa: SIM118
+    clip = AltCLIP.from_pretrained(dtype="bfloat16", param_dtype="bfloat16", quantize="int8")
     model = loader.ExportedModel(tmp_path / "new", executables=True)
     noise = 4e-3  # of bfloat16, as docs/numerics.md measures it
     np.testing.assert_allclose(model.encode_texts(["cat", "猫"]), clip.encode_text(["cat", "猫"]), rtol=0, atol=noise)

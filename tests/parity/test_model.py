@@ -208,7 +208,7 @@ def test_half_precision_is_no_worse_than_the_references(make_reference, dtype):
         exact = reference(input_ids=torch.tensor(ids), pixel_values=torch.tensor(pixels))
         half = type(reference).from_pretrained(folder, dtype=getattr(torch, dtype)).eval()
         theirs = half(input_ids=torch.tensor(ids), pixel_values=torch.tensor(pixels).to(half.dtype))
-        model, params = AltCLIPModel.from_pretrained(folder, dtype=dtype)
+        model, params = AltCLIPModel.from_pretrained(folder, dtype=dtype, param_dtype=dtype)
         assert all(leaf.dtype == jnp.dtype(dtype) for leaf in jax.tree.leaves(params))
         ours = jax.jit(model.apply)({"params": params}, ids, pixels)
         for name in names:

@@ -3,6 +3,7 @@
 import json
 import subprocess
 import sys
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -10,13 +11,24 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
 
-from altclip_jax import AltCLIPModel, AltCLIPTextModel, AltCLIPVisionModel, CheckpointError
+from altclip_jax import (
+    AltCLIP,
+    AltCLIPModel,
+    AltCLIPTextModel,
+    AltCLIPVisionModel,
+    CheckpointError,
+    CLIPModel,
+    CLIPTextModel,
+    CLIPTextModelWithProjection,
+    CLIPVisionModel,
+)
 from altclip_jax.assets import default_checkpoint
 from altclip_jax.weights import families, rules
 from altclip_jax.weights.convert import flatten
 from altclip_jax.weights.pretrained import save_orbax
 
 DEFAULT = default_checkpoint()
+TEACHER = Path(__file__).parents[2] / "recipes" / "emoji" / "teacher"
 
 
 @pytest.fixture(scope="module")
@@ -123,13 +135,50 @@ def test_towers_out_of_a_full_checkpoint_and_alone(tmp_path, tensors, write):
     equal(AltCLIPVisionModel.from_pretrained(folder)[1], params["vision_model"])
 
 
-def test_dtype_sets_both_and_param_dtype_the_stored_one(tmp_path):
+@pytest.mark.parametrize(
+    ("source", "model_class"),
+    [
+        *((DEFAULT, kind) for kind in (AltCLIPModel, AltCLIPTextModel, AltCLIPVisionModel)),
+        *((TEACHER, kind) for kind in (CLIPModel, CLIPTextModel, CLIPTextModelWithProjection, CLIPVisionModel)),
+    ],
+)
+def test_dtype_computes_and_param_dtype_stores(source, model_class):
+    for dtypes, computed, stored in (
+        ({}, "float32", "float32"),  # both files are bfloat16
+        ({"dtype": "bfloat16"}, "bfloat16", "float32"),
+        ({"param_dtype": "bfloat16"}, "float32", "bfloat16"),
+        ({"dtype": "float16", "param_dtype": "bfloat16"}, "float16", "bfloat16"),
+    ):
+        model, params = model_class.from_pretrained(source, **dtypes)
+        assert (jnp.dtype(model.dtype), jnp.dtype(model.param_dtype)) == (jnp.dtype(computed), jnp.dtype(stored))
+        assert {leaf.dtype for leaf in jax.tree.leaves(params)} == {jnp.dtype(stored)}
+        assert jax.tree.map(lambda leaf: leaf.dtype, params) == jax.tree.map(
+            lambda leaf: leaf.dtype, model.param_shapes()
+        )
+
+
+@pytest.mark.parametrize("form", ["safetensors", "orbax", "int8", "int4"])
+def test_dtype_leaves_what_is_stored_alone_in_every_form(form, tmp_path):
+    model, params = AltCLIPModel.from_pretrained(DEFAULT, quantize=form if form.startswith("int") else None)
+    (save_orbax if form == "orbax" else type(model).save_pretrained)(model, tmp_path, params)
+    computed, again = AltCLIPModel.from_pretrained(tmp_path, dtype="bfloat16")
+    assert computed.dtype == jnp.bfloat16
+    equal(again, params)
+    assert {np.dtype(leaf.dtype).name for leaf in flatten(again).values()} == {"float32"}  # few bits: what they give
+    _, half = AltCLIPModel.from_pretrained(tmp_path, param_dtype="bfloat16")
+    assert {np.dtype(leaf.dtype).name for leaf in flatten(half).values()} == {"bfloat16"}
+
+
+def test_the_pipeline_computes_in_dtype_and_stores_in_param_dtype():
+    for dtypes, words in (
+        ({"dtype": "bfloat16"}, "stored float32, computed bfloat16"),
+        ({"param_dtype": "bfloat16"}, "stored bfloat16, computed float32"),
+    ):
+        assert words in repr(AltCLIP.from_pretrained(**dtypes))
+
+
+def test_what_is_saved_has_the_dtype_that_is_asked_for(tmp_path):
     model, params = AltCLIPModel.from_pretrained(DEFAULT, dtype="bfloat16")
-    assert model.dtype == jnp.bfloat16
-    assert {leaf.dtype for leaf in jax.tree.leaves(params)} == {jnp.dtype("bfloat16")}
-    model, params = AltCLIPModel.from_pretrained(DEFAULT, dtype="bfloat16", param_dtype="float32")
-    assert model.dtype == jnp.bfloat16
-    assert {leaf.dtype for leaf in jax.tree.leaves(params)} == {jnp.dtype("float32")}
     model.save_pretrained(tmp_path, params, dtype="float16")
     assert json.loads((tmp_path / "config.json").read_text())["dtype"] == "float16"
     assert {array.dtype.name for array in load_file(tmp_path / "model.safetensors").values()} == {"float16"}

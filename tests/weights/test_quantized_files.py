@@ -98,7 +98,7 @@ def test_quantised_while_it_is_read_is_quantised_afterwards(loaded, source):
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
 def test_codes_are_the_same_in_every_dtype(scheme, dtype, source):
     whole = flatten(AltCLIPModel.from_pretrained(source, quantize=scheme)[1])
-    for path, leaf in flatten(AltCLIPModel.from_pretrained(source, quantize=scheme, dtype=dtype)[1]).items():
+    for path, leaf in flatten(AltCLIPModel.from_pretrained(source, quantize=scheme, param_dtype=dtype)[1]).items():
         assert np.dtype(leaf.dtype).name == dtype
         if hasattr(leaf, "codes"):
             np.testing.assert_array_equal(leaf.codes, whole[path].codes)
@@ -277,7 +277,7 @@ def test_an_orbax_checkpoint_is_not_quantised_while_it_is_read(tmp_path, source)
 
 
 def test_the_object_says_how_it_is_stored():
-    clip = AltCLIP.from_pretrained(quantize="int4", dtype="bfloat16")
+    clip = AltCLIP.from_pretrained(quantize="int4", dtype="bfloat16", param_dtype="bfloat16")
     assert "stored bfloat16 and int4 and int8, computed bfloat16" in repr(clip)
     assert clip.classify(PICTURES / "cat_noto.png", ["cat", "dog"]).argmax() == 0
 
@@ -307,7 +307,7 @@ else:
         return next(int(line.split()[1]) for line in open("/proc/self/status") if line.startswith("VmHWM"))
     jax.device_put(np.zeros(4)).block_until_ready()
     before = peak()
-    how = {"dtype": "bfloat16"} if sys.argv[1] == "bfloat16" else {"dtype": "bfloat16", "quantize": sys.argv[1]}
+    how = {"param_dtype": "bfloat16"} | ({} if sys.argv[1] == "bfloat16" else {"quantize": sys.argv[1]})
     model, params = AltCLIPModel.from_pretrained(sys.argv[2], **how)
     size = sum(leaf.nbytes for leaf in jax.tree.leaves(params))
     print(size, (peak() - before) * 1024)

@@ -88,14 +88,14 @@ def largest_shard(params):
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_parameters_are_those_of_one_device_bit_for_bit(axes, dtype, monkeypatch):
     mesh = parallel.make_mesh(**axes)
-    _, whole = AltCLIPModel.from_pretrained(DEFAULT, dtype=dtype)
-    _, params = AltCLIPModel.from_pretrained(DEFAULT, dtype=dtype, mesh=mesh)
+    _, whole = AltCLIPModel.from_pretrained(DEFAULT, param_dtype=dtype)
+    _, params = AltCLIPModel.from_pretrained(DEFAULT, param_dtype=dtype, mesh=mesh)
     equal_bits(params, whole)
     jax.tree.map(
         lambda leaf, place: leaf.sharding == place or pytest.fail(leaf), params, parallel.param_shardings(mesh, whole)
     )
     monkeypatch.setattr(TOGETHER, 0)
-    equal_bits(AltCLIPModel.from_pretrained(DEFAULT, dtype=dtype, mesh=mesh)[1], whole)
+    equal_bits(AltCLIPModel.from_pretrained(DEFAULT, param_dtype=dtype, mesh=mesh)[1], whole)
 
 
 @pytest.mark.parametrize("axes", MESHES)

@@ -25,6 +25,7 @@ from altclip_jax.config import (
 )
 from altclip_jax.files import hub
 from altclip_jax.files.json_file import read_json_object
+from altclip_jax.files.ownership import containing
 from altclip_jax.model.altclip import AltCLIPModel
 from altclip_jax.model.clip import CLIPModel
 from altclip_jax.model.two_towers import TwoTowerModel
@@ -135,10 +136,10 @@ def start(
 
 def _keep_apart(target: Source, sources: Mapping[str, Source | None]) -> None:
     for name, source in sources.items():
-        if source is None:
+        if source is None or not Path(source).exists():  # a hub id
             continue
         folder = Path(source).parent if Path(source).is_file() else Path(source)
-        if folder.resolve() == Path(target).resolve():
+        if containing(Path(target))(folder):
             raise ValueError(f"{target} is where {name} is read from: name another folder for the new checkpoint.")
 
 

@@ -179,13 +179,16 @@ def _pace_shown(total: int) -> Iterator[Callable[[Pace], None]]:
 
 
 def _embed_to_file(options: argparse.Namespace, file: Path) -> None:
+    from altclip_jax.files.ownership import keep_apart
     from altclip_jax.inference.embedding_file import write_embeddings
 
     if not options.images and not options.texts:
         raise ValueError("There is nothing to embed: name pictures, or give texts with --texts.")
     if options.resume:
         raise ValueError(f"--resume is for a folder of parts, and {file} is one file: name a folder without an ending.")
-    files, clip = find_images(options.images), load_model(options)
+    files = find_images(options.images)
+    keep_apart(files, file)
+    clip = load_model(options)
     with encoding_progress(len(files) + len(options.texts)) as done:
         images, texts = clip.encode_images(files, progress=done), clip.encode_text(options.texts, progress=done)
     names = [str(file) for file in files]

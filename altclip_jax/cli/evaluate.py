@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -82,6 +83,7 @@ def _retrieval(options: argparse.Namespace) -> None:
     from altclip_jax.evaluation.report import reports
     from altclip_jax.evaluation.retrieval_run import evaluate_retrieval, open_collection
 
+    _keep_inputs(options, *options.data)
     bad = BadSamples()
     collection = open_collection(options.data, options.language, bad)
     clip = load_model(options)
@@ -104,6 +106,7 @@ def _zero_shot(options: argparse.Namespace) -> None:
     from altclip_jax.evaluation.report import reports
     from altclip_jax.evaluation.zero_shot_run import evaluate_zero_shot
 
+    _keep_inputs(options, *options.data, options.classes, *filter(None, [options.templates]))
     bad = BadSamples()
     classes = read_classes(options.classes).limited(options.language)
     templates = read_templates(options.templates) if options.templates else {}
@@ -134,6 +137,16 @@ def _paper(options: argparse.Namespace) -> int:
         lambda: reports.paper_report(outcome, clip.name, str(options.data)),
     )
     return 1 if outcome.failed else 0
+
+
+def _keep_inputs(options: argparse.Namespace, *patterns: str | Path) -> None:
+    """Checks that the report will not take the place of what is measured, before that takes its time."""
+    from altclip_jax.data.files import expanded
+    from altclip_jax.files.ownership import keep_apart
+
+    for pattern in patterns if options.html is not None else ():
+        with contextlib.suppress(FileNotFoundError):  # whoever opens them says which are missing
+            keep_apart(expanded(pattern), options.html)
 
 
 def _tell(

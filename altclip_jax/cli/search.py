@@ -151,7 +151,9 @@ def _print(found: list[dict[str, Any]]) -> None:
 def _write_sheet(options: argparse.Namespace, found: list[dict[str, Any]]) -> None:
     from altclip_jax.corpus.contact_sheet import Row, contact_sheet, picture_of
     from altclip_jax.files.json_file import write_bytes
+    from altclip_jax.files.ownership import keep_apart
 
+    keep_apart([*options.image, *(hit["id"] for entry in found for hit in entry["hits"])], options.contact_sheet)
     pictures = [None] * len(options.texts) + [picture_of(str(path)) for path in options.image]
     rows = [
         Row(query, [(picture_of(hit["id"]), f"{hit['rank']}   {hit['score']:.4f}") for hit in entry["hits"]])

@@ -16,12 +16,14 @@ from jax.sharding import Mesh
 
 from altclip_jax.corpus.forms import Rows, require
 from altclip_jax.corpus.items import Corpus
+from altclip_jax.corpus.spool import NAME as STANDARD_INPUT
 from altclip_jax.corpus.store import Description, Kind, Store
 from altclip_jax.data.ahead import Ahead, in_batches
 from altclip_jax.data.augment import Augmentation
 from altclip_jax.data.batches import keep_tokenizers_single
 from altclip_jax.data.pixels import Pixels
 from altclip_jax.data.samples import Caption, SampleError
+from altclip_jax.files.ownership import containing, keep_apart
 from altclip_jax.inference.compiled import CompiledEncoders
 from altclip_jax.inference.encoders import Encoding, in_flight
 from altclip_jax.inference.pipeline import AltCLIP
@@ -132,10 +134,11 @@ def embed_corpus(
         progress: Told after each batch.
 
     Raises:
-        FileExistsError: there is a store, and `resume` is not set.
-        ValueError: it is of something else.
+        FileExistsError: there is a store, and `resume` is not set; or something else is there.
+        ValueError: it is of something else, or what is read lies in the folder.
         OSError: the store cannot be written, or the machine fails while items are read.
     """
+    keep_apart((path for path in corpus.files if path != str(folder / STANDARD_INPUT)), folder)
     store = Store.begin(folder, describe(clip, corpus, settings), resume=resume)
     run = _Run(clip, corpus, store, settings, mesh)
     own = [part for part in store.missing() if part % share[1] == share[0]]
@@ -158,6 +161,7 @@ class _Run:
             steady=True,
             multiple=self._encoders.multiple,
         )
+        self._store_of = containing(store.folder)
         self._none = np.zeros((0, clip.model.config.projection_dim), np.float32)
         self._done, self._waited = 0, 0.0
 
@@ -196,6 +200,8 @@ class _Run:
         if "texts" in self._settings.kinds:
             read.captions.extend((sample.name, caption) for caption in sample.captions)
         for picture in sample.pictures if "images" in self._settings.kinds else ():
+            if picture.file is not None and self._store_of(picture.file.parent):
+                keep_apart([picture.file], self._store.folder)
             try:
                 read.pictures.append((picture.name, self._pixels.cropped(picture.name, picture)))
             except SampleError as error:

@@ -22,13 +22,19 @@ class Rows(NamedTuple):
     of: Sequence[Mapping[str, Any]]
 
 
+def names_of(stem: str, form: str) -> tuple[str, ...]:
+    """Returns the names of the files that `files_of` yields."""
+    return (f"{stem}.parquet",) if form == "parquet" else (f"{stem}.{form}", f"{stem}.jsonl")
+
+
 def files_of(stem: str, rows: Rows, form: str) -> Iterator[tuple[str, Iterable[bytes]]]:
     """Yields the names and contents of files with at least one row; the names begin with `stem`."""
+    names = names_of(stem, form)
     if form == "parquet":
-        yield f"{stem}.parquet", [_parquet_bytes(rows)]
+        yield names[0], [_parquet_bytes(rows)]
         return
-    yield f"{stem}.{form}", [_array_bytes(rows.values, form)]
-    yield f"{stem}.jsonl", json_lines(rows.of)
+    yield names[0], [_array_bytes(rows.values, form)]
+    yield names[1], json_lines(rows.of)
 
 
 def values_in(folder: Path, stem: str, form: str) -> Float[np.ndarray, "rows width"]:

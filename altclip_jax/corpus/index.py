@@ -13,7 +13,8 @@ from jaxtyping import Float
 from altclip_jax.corpus.store import KINDS, Kind, Store
 from altclip_jax.data.files import OpenFiles
 from altclip_jax.files.json_file import read_json_object
-from altclip_jax.files.staging import Staging, refusals_explained
+from altclip_jax.files.ownership import claim, keep_apart
+from altclip_jax.files.staging import Staging
 
 DESCRIPTION = "index.json"
 
@@ -61,7 +62,8 @@ def build(store: Store, folder: Path) -> dict[Kind, int]:
     """Joins the parts of a store, each kind in files that replace older ones whole; returns the number of rows.
 
     Raises:
-        ValueError: parts are missing, or there are no rows.
+        FileExistsError: the folder holds something else than an index.
+        ValueError: parts are missing, there are no rows, or the store lies in the folder.
         OSError: the folder cannot be written.
     """
     missing = store.missing()
@@ -74,8 +76,8 @@ def build(store: Store, folder: Path) -> dict[Kind, int]:
     rows: dict[Kind, int] = {kind: getattr(total, kind) for kind in KINDS if getattr(total, kind)}
     if not rows:
         raise ValueError(f"{store.folder} holds no embeddings: nothing in it could be read.")
-    with refusals_explained(folder):
-        folder.mkdir(parents=True, exist_ok=True)
+    keep_apart([store.folder], folder)
+    claim(folder, "index")
     for kind, count in rows.items():
         offsets = [0]
         with Staging(folder) as staging:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import itertools
+import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
@@ -46,11 +47,12 @@ class Corpus:
     Attributes:
         identity: A hash of what the numbers stand for: the names of pictures; names, sizes and times of other files.
         faults: What was found damaged when the sources were opened, beside the items.
+        files: Lists, shards and files of captions, and the folders of pictures.
     """
 
-    def __init__(self, sources: Sequence[Items], identity: str):
+    def __init__(self, sources: Sequence[Items], identity: str, files: Sequence[str] = ()):
         """Joins sources, at least one."""
-        self._sources, self.identity = tuple(sources), identity
+        self._sources, self.identity, self.files = tuple(sources), identity, tuple(files)
         self._ends = np.cumsum([len(source) for source in sources])
         self.faults = tuple(fault for source in sources for fault in source.faults)
 
@@ -95,11 +97,13 @@ def open_corpus(
         ".parquet": partial(_parquet, image_key=image_key, caption_key=caption_key, language_key=language_key),
     }
     sources: list[Items] = []
+    read: dict[str, None] = {}
     digest = hashlib.sha256(repr(sorted(roles.items())).encode())
     for suffix, run in itertools.groupby(_files(inputs), key=_kind):
         paths = list(run)
         if suffix == "picture":
             sources.append(_PictureFiles(paths))
+            read |= dict.fromkeys(os.path.dirname(path) or "." for path in paths)  # noqa: PTH120 - millions of them
             digest.update("\n".join(paths).encode("utf-8", "surrogateescape"))
             continue
         if suffix not in openers:
@@ -111,9 +115,10 @@ def open_corpus(
             state = path.stat()
             digest.update(f"{path}\0{state.st_size}\0{state.st_mtime_ns}\0".encode("utf-8", "surrogateescape"))
             sources.append(openers[suffix](path))
+            read[str(path)] = None
     if not any(map(len, sources)):
         raise ValueError(f"There is nothing to embed in {', '.join(inputs) or 'no input'}.")
-    return Corpus(sources, digest.hexdigest())
+    return Corpus(sources, digest.hexdigest(), list(read))
 
 
 def _files(inputs: Iterable[str]) -> Iterator[str]:

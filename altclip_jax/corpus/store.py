@@ -15,7 +15,6 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
@@ -23,15 +22,15 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 from jaxtyping import Float
 
-from altclip_jax.corpus.forms import Rows, files_of, json_lines, lines_in, values_in
+from altclip_jax.corpus.forms import Rows, files_of, json_lines, lines_in, names_of, values_in
 from altclip_jax.files.json_file import read_json_object, write_bytes, write_json
-from altclip_jax.files.staging import Staging, refusals_explained
+from altclip_jax.files.ownership import claim
+from altclip_jax.files.staging import Staging, refusals_explained, staged_name
 
 Kind = Literal["images", "texts"]
 KINDS: tuple[Kind, ...] = ("images", "texts")
 DESCRIPTION = "store.json"
 _UNREADABLE = "unreadable.jsonl"
-_OF_A_PART = re.compile(r"\.?(part-\d+)\.")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -99,9 +98,10 @@ class Store:
         """Makes a store, or goes on with the one that is there.
 
         Raises:
-            FileExistsError: there is one, and `resume` is not set.
+            FileExistsError: there is one, and `resume` is not set; or something else is there.
             ValueError: it is of something else; what differs is named.
         """
+        claim(folder, "store")
         if not (folder / DESCRIPTION).exists():
             values = {name: _plain(value) for name, value in dataclasses.asdict(description).items()}
             write_json(folder / DESCRIPTION, values)
@@ -179,10 +179,12 @@ class Store:
     def clear(self, parts: Iterable[int]) -> None:
         """Removes what tries that were killed have left of parts that are not there."""
         stems = {_stem(part) for part in parts}
+        endings = {_UNREADABLE, *(name for kind in KINDS for name in names_of(kind, self.description.form))}
         with refusals_explained(self.folder):
             for path in list(self.folder.iterdir()):
-                named = _OF_A_PART.match(path.name)
-                if named and named[1] in stems:
+                temporary_of = staged_name(path.name)
+                stem, _, ending = (temporary_of or path.name).partition(".")
+                if stem in stems and (ending in endings or (ending == "json" and temporary_of)):
                     path.unlink(missing_ok=True)
 
     def counts(self, part: int) -> Counts:

@@ -18,6 +18,7 @@ import numpy as np
 import altclip_jax
 from altclip_jax.export.executables import check_sizes, compiled, fingerprint
 from altclip_jax.export.programs import PictureForm, Program, limits, lower, programs_of
+from altclip_jax.files.ownership import refuse_others
 from altclip_jax.files.staging import Staging, refusals_explained
 from altclip_jax.inference.encoders import length_buckets
 from altclip_jax.inference.pipeline import AltCLIP
@@ -47,7 +48,7 @@ def export_program(
 
     Args:
         clip: The model, its parameters (which may be in few bits) and its processor.
-        folder: Where to; made if absent.
+        folder: Where to: new, empty, or with programs.
         programs: "text", "image", and "both" for one program of both towers, which also gives logits_per_image.
         normalize: Give embeddings of unit length; False: as the projections give them, and no logits.
         pictures: How the image programs take them: "float32", as `AltCLIPProcessor` prepares them, or "uint8", resized
@@ -60,6 +61,7 @@ def export_program(
     Raises:
         ValueError: an argument that makes no sense, a processor that does not fit the model, more weights than a
             program can have inside.
+        FileExistsError: the folder holds something else than programs.
         OSError: the file system refused.
     """
     if weights not in ("beside", "inside"):
@@ -73,6 +75,7 @@ def export_program(
     for shape in wanted:
         if _program_for(shape) not in programs:
             raise ValueError(f"An executable for {shape} is one of the program {_program_for(shape)!r}: export that.")
+    refuse_others(folder, "programs")
     with refusals_explained(folder):
         folder.mkdir(parents=True, exist_ok=True)
     with Staging(folder) as staging:

@@ -9,6 +9,14 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Self
 
+_TEMPORARY = re.compile(r"\.(.+)\.[0-9a-f]{8}\.(?:tmp|old)", re.DOTALL)
+
+
+def staged_name(name: str) -> str | None:
+    """Return the name of which a file is the temporary one, such as a kill leaves it; None if it is none."""
+    found = _TEMPORARY.fullmatch(name)
+    return found[1] if found else None
+
 
 class Staging:
     """New files of a folder, kept under temporary names until `install` gives them their own.

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-import shutil
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
@@ -18,7 +17,9 @@ import jax.numpy as jnp
 from jax.sharding import Mesh
 
 from altclip_jax import checkpoints, parallel
+from altclip_jax.data.files import expanded
 from altclip_jax.files.json_file import read_json_object, write_json
+from altclip_jax.files.ownership import claim, containing, keep_apart, says
 from altclip_jax.files.staging import refusals_explained
 from altclip_jax.model.altclip import AltCLIPModel
 from altclip_jax.model.clip import CLIPModel
@@ -38,7 +39,28 @@ except ImportError:  # Windows
     fcntl = None  # type: ignore[assignment]
 
 _FAMILIES: dict[str, type[TwoTowerModel]] = {"altclip": AltCLIPModel, "clip": CLIPModel}
+# What a run writes into its folder, and replaces; the rest of it is left alone.
+_WRITTEN = (
+    *("config.json", "metrics.jsonl", "bad_samples.jsonl", "model", "locked", "features", "checkpoints", "export"),
+    *("profile", "tensorboard"),
+)
 _REMAT: dict[str, Any] = {"none": False, "full": True, "dots": "dots"}
+
+
+def claim_folder(config: RunConfig, folder: Path) -> None:
+    """Takes a folder for a run; what the run reads may lie in it, though not where the run writes.
+
+    Raises:
+        FileExistsError: the folder holds something else than a run.
+        ValueError: what is read lies where it would be written over.
+    """
+    teacher = [] if config.teacher is None else [config.teacher.source]
+    sources = [config.model.source, *teacher]
+    for source in (*config.data.train, *config.data.evaluate):
+        with contextlib.suppress(FileNotFoundError):  # whoever opens them says which are missing
+            sources += map(str, expanded(source.path))
+    keep_apart(filter(os.path.exists, sources), *(folder / name for name in _WRITTEN))
+    claim(folder, "run")
 
 
 @contextlib.contextmanager
@@ -164,9 +186,9 @@ def export(
 
     Raises:
         FileNotFoundError: the folder has no run, or no such checkpoint.
-        ValueError: it is that of a model, or the run keeps no best checkpoint.
+        ValueError: it is that of a model, the run keeps no best checkpoint, or the target is a part of it.
     """
-    folder = Path(folder)
+    folder, target = Path(folder), Path(target)
     if not (folder / "config.json").is_file():
         raise FileNotFoundError(f"{folder} is not the folder of a training run: it has no config.json.")
     values = read_json_object(folder / "config.json")
@@ -176,6 +198,9 @@ def export(
             " `altclip export --format stablehlo`."
         )
     config = RunConfig.from_values(values, str(folder / "config.json"))
+    keep_apart([folder], target)
+    if containing(*(folder / name for name in _WRITTEN if name != "export"))(target):
+        raise ValueError(f"{target} is a part of the run, which needs it to go on: name another folder for the model.")
     if best and not config.checkpoints.keep_best:
         raise ValueError(
             f"the run in {folder} does not keep its best checkpoint: checkpoints.keep_best is 0. Export the last, or"
@@ -205,8 +230,10 @@ def export(
 def _forget_others(config: RunConfig, folder: Path) -> None:
     """Removes features that another run, which never came to its first checkpoint, has left in the folder."""
     described = folder / "config.json"
-    if (folder / "features").exists() and not (
-        described.is_file() and not config.differences(read_json_object(described))
-    ):
-        with refusals_explained(folder / "features"):
-            shutil.rmtree(folder / "features")
+    if described.is_file() and not config.differences(read_json_object(described)):
+        return
+    with refusals_explained(folder / "features"):
+        for told in list((folder / "features").glob("*.json")):
+            if says(told, "of", "rows", "width"):
+                for path in (told, told.with_suffix(".npy"), told.with_suffix(".there.npy")):
+                    path.unlink(missing_ok=True)

@@ -13,13 +13,12 @@ import jax
 import numpy as np
 
 from altclip_jax.data.batches import HostBatch
-from altclip_jax.files.staging import refusals_explained
 from altclip_jax.training.checkpoint import CheckpointStore
 from altclip_jax.training.config import RunConfig
 from altclip_jax.training.evaluate import summary
 from altclip_jax.training.feeding import Coming
 from altclip_jax.training.flops import measured_peak
-from altclip_jax.training.folder import export, held
+from altclip_jax.training.folder import claim_folder, export, held
 from altclip_jax.training.interrupt import Stopped, StopRequest
 from altclip_jax.training.log import RunLog
 from altclip_jax.training.pace import Pace
@@ -70,8 +69,7 @@ def train(config: RunConfig, *, dry_run: bool = False, quiet: bool = False) -> O
             return _dry_run(config, Path(scratch), quiet)
     require_same(config)
     folder = Path(config.folder)
-    with refusals_explained(folder):
-        folder.mkdir(parents=True, exist_ok=True)
+    claim_folder(config, folder)
     with StopRequest() as stop, held(folder), CheckpointStore(folder, config.checkpoints) as store:
         last = store.latest()
         if last is not None:

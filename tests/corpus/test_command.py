@@ -67,6 +67,53 @@ def test_captions_on_standard_input_are_read_once(capsys, monkeypatch, tmp_path)
     assert (store / "standard_input.txt").read_bytes() == b"dog\n"
 
 
+def test_what_is_read_and_what_others_wrote_stay(capsys, monkeypatch, pictures, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    lake, elsewhere = tmp_path / "lake", tmp_path / "lists"
+    for folder in (lake, elsewhere):
+        folder.mkdir()
+    for path in (lake / "part-00000.jsonl", elsewhere / "list.jsonl"):
+        path.write_text(json.dumps({"image": str(lake / "a.png"), "caption": "a"}), encoding="utf-8")
+    (lake / "a.png").write_bytes(pictures[0].read_bytes())
+    (lake / "part-00000.backup.csv").write_text("precious")
+    (lake / "standard_input.txt").write_text("of the user")
+    before = snapshot(lake)
+    monkeypatch.setattr(sys, "stdin", SimpleNamespace(buffer=io.BytesIO(b"dog\n")))
+    for given, words in (
+        ("lake/part-00000.jsonl", "lake/part-00000.jsonl is read, and is in lake"),
+        ("lake", "lake is read, and is to be written"),
+        ("lists/list.jsonl", "is not empty, and `altclip embed` has not written what is there (a.png, "),
+        ("-", "is not empty, and `altclip embed` has not written"),
+    ):
+        code, _, err = run(capsys, "embed", given, "--output", "lake")
+        assert (code, words in err) == (1, True), err
+        assert snapshot(lake) == before
+
+
+def test_what_lies_in_a_store_is_not_embedded_into_it(capsys, pictures, tmp_path):
+    store, listed = tmp_path / "store", tmp_path / "list.jsonl"
+    store.mkdir()
+    listed.write_text(json.dumps({"image": "link/a.png"}), encoding="utf-8")
+    (tmp_path / "link").symlink_to(store)
+    code, _, err = run(capsys, "embed", listed, "--output", store)
+    assert (code, f"{tmp_path / 'link/a.png'} is read, and is in {store}" in err) == (1, True), err
+    # what version 0.1.0 made of a folder of data: a store without a marker
+    (store / ".altclip_jax.json").unlink()
+    data = store / "part-00000.jsonl"
+    data.write_bytes(pictures[0].read_bytes())
+    code, _, err = run(capsys, "embed", data, "--output", store, "--resume")
+    assert (code, f"{data} is read, and is in {store}" in err) == (1, True), err
+    assert data.read_bytes() == pictures[0].read_bytes()
+
+
+def test_a_file_of_embeddings_does_not_replace_a_picture(capsys, pictures, tmp_path):
+    picture = tmp_path / "picture.npz"
+    picture.write_bytes(pictures[0].read_bytes())
+    code, _, err = run(capsys, "embed", picture, "--output", picture)
+    assert (code, "is read, and is to be written" in err) == (1, True)
+    assert picture.read_bytes() == pictures[0].read_bytes()
+
+
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [

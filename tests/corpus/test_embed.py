@@ -64,8 +64,15 @@ def test_what_a_kill_leaves_is_done_again_and_nothing_else(clip, corpus, tmp_pat
     (folder / "part-00001.texts.npy").write_bytes(b"of another try")
     (folder / ".part-00001.images.npy.0123abcd.tmp").write_bytes(b"half")
     (folder / ".part-00001.json.0123abcd.old").write_bytes(b"{}")
+    mine = [folder / f"part-00001.{name}" for name in ("jsonl", "backup.csv", "images.npy.copy", "images.parquet")]
+    mine += [folder / ".part-00001.images.npy.mine.tmp", folder / ".part-00001.notes.0123abcd.tmp"]
+    for path in mine:
+        path.write_bytes(b"of the user")
     pace = embed_corpus(clip, corpus, folder, SMALL, resume=True)
     assert pace.done == 4
+    for path in mine:
+        assert path.read_bytes() == b"of the user"
+        path.unlink()
     assert snapshot(folder) == whole
     assert (folder / "part-00000.json").stat().st_mtime_ns == kept.st_mtime_ns
     assert embed_corpus(clip, corpus, folder, SMALL, resume=True).done == 0
@@ -91,8 +98,8 @@ def test_a_mesh_gives_the_same(clip, corpus, tmp_path):
 @pytest.mark.parametrize("stored", ["float32", "float16"])
 def test_forms_and_dtypes_of_the_rows(clip, corpus, tmp_path, form, stored):
     settings = Settings(part_items=100, kinds=("texts",), form=form, stored=stored)
-    embed_corpus(clip, corpus, tmp_path, settings)
-    store = Store.open(tmp_path)
+    embed_corpus(clip, corpus, tmp_path / "store", settings)
+    store = Store.open(tmp_path / "store")
     found = store.values(0, "texts")
     assert found.dtype == stored
     assert store.total() == (0, 12, 4)  # pictures are not looked at
@@ -123,7 +130,7 @@ def test_another_checkpoint_is_told_by_its_parameters(clip, corpus):
 
 
 def test_names_that_are_not_utf8_come_back(clip, corpus, tmp_path):
-    store = Store.begin(tmp_path, describe(clip, corpus, SMALL), resume=False)
+    store = Store.begin(tmp_path / "store", describe(clip, corpus, SMALL), resume=False)
     name = b"caf\xe9.png".decode("utf-8", "surrogateescape")
     store.write(0, {"images": Rows(np.ones((1, 128), np.float32), [{"item": 0, "id": name}])}, [])
     assert next(store.told(0, "images"))["id"] == name

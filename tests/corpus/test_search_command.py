@@ -98,6 +98,23 @@ def test_mistakes_are_sentences(capsys, store, tmp_path):
         assert words in err
 
 
+def test_an_index_and_a_sheet_take_no_place_of_others(capsys, store, pictures, tmp_path):
+    mine, cat = tmp_path / "mine", tmp_path / "cat.png"
+    mine.mkdir()
+    (mine / "images.npy").write_bytes(b"of the user")
+    cat.write_bytes(pictures[4].read_bytes())
+    for arguments, words in [
+        (("index", store, "--output", mine), "is not empty, and `altclip index` has not written"),
+        (("index", store, "--output", store), "is read, and is to be written"),
+        (("index", store, "--output", store.parent), "is read, and is in"),
+        (("search", "--image", cat, "--index", store, "--contact-sheet", cat), "is read, and is to be written"),
+    ]:
+        code, _, err = run(capsys, *arguments)
+        assert (code, words in err) == (1, True), err
+    assert (mine / "images.npy").read_bytes() == b"of the user"
+    assert cat.read_bytes() == pictures[4].read_bytes()
+
+
 def test_an_index_of_an_unfinished_store_or_another_model_is_refused(capsys, store, tmp_path):
     model, params = AltCLIPModel.from_pretrained(default_checkpoint())
     changed = {**params, "logit_scale": params["logit_scale"] + 1}

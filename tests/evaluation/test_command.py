@@ -147,6 +147,17 @@ def test_a_language_that_names_only_some_classes_is_measured_on_these(capsys, ca
     assert (german["classes"], german["pictures"]) == (4, expected)
 
 
+@pytest.mark.parametrize("task", ["retrieval", "zero-shot"])
+def test_a_report_takes_no_place_of_what_is_measured(capsys, tmp_path, monkeypatch, task):
+    monkeypatch.chdir(tmp_path)
+    for name in ("data.csv", "classes.json"):
+        (tmp_path / name).write_text("precious")
+    arguments = ("--classes", "classes.json") if task == "zero-shot" else ()
+    for name in ("data.csv", "classes.json")[: 1 + bool(arguments)]:
+        assert cli.main(["evaluate", task, "data.csv", *arguments, "--html", name]) == 1
+        assert f"{name} is read, and is to be written" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize("size", ["0", "-1", "many"])
 def test_a_batch_has_at_least_one_row(size):
     with pytest.raises(SystemExit) as caught:

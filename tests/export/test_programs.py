@@ -172,6 +172,13 @@ def test_the_folder_of_a_model_is_not_written_into(clip, tmp_path):
         export_program(clip, tmp_path)
 
 
+def test_programs_take_no_place_of_others(clip, tmp_path):
+    (tmp_path / "weights.safetensors").write_bytes(b"of the user")
+    with pytest.raises(FileExistsError, match="is not empty, and `altclip export --format stablehlo` has not written"):
+        export_program(clip, tmp_path, programs=["text"], weights="inside")
+    assert (tmp_path / "weights.safetensors").read_bytes() == b"of the user"
+
+
 def test_a_new_export_replaces_an_old_one_whole(clip, tmp_path):
     export_program(clip, tmp_path, programs=["text"], executables=[(1, 8)])
     export_program(clip, tmp_path, programs=["image"], weights="inside")

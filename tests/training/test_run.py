@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import shutil
 import signal
 from pathlib import Path
 
@@ -285,6 +286,51 @@ def test_two_runs_do_not_work_in_one_folder(settings):
     with held(folder), pytest.raises(OSError, match=r"Another run is at work in .*: wait for it"):
         train(config, quiet=True)
     assert train(config, quiet=True).step == 6
+
+
+def everything_in(folder):
+    return {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+def test_a_run_takes_no_place_of_others(settings, workshop, tmp_path):
+    """Neither a folder that is no run, nor in one what the run reads."""
+    others, config = tmp_path / "others", settings(folder=str(tmp_path / "others"))
+    for name in ("features/mine.npy", "model/config.json", "config.json"):
+        (others / name).parent.mkdir(parents=True, exist_ok=True)
+        (others / name).write_text('{"stage": "of a play", "steps": 7}')
+    before = everything_in(others)
+    with pytest.raises(FileExistsError, match=r"is not empty, and `altclip train` .* \(config.json, features, model\)"):
+        train(config, quiet=True)
+    assert everything_in(others) == before
+
+    whole = settings()
+    train(whole, quiet=True)
+    folder = Path(whole.folder)
+    before = everything_in(folder)
+    data = folder / "features" / "pictures.jsonl"
+    data.write_bytes((workshop / "pictures.jsonl").read_bytes())
+    for changes in (
+        {"data__train": [{"path": str(data)}]},
+        {"data__evaluate": [{"path": str(data)}]},
+        {"model__source": str(folder / "export")},
+    ):
+        with pytest.raises(ValueError, match="is read, and is"):
+            train(settings(**changes), quiet=True)
+    data.unlink()
+    for target in (folder, folder / "model", folder / "checkpoints" / "1", tmp_path):
+        with pytest.raises(ValueError, match=r"is read, and is|is a part of the run"):
+            export(folder, target)
+    assert everything_in(folder) == before
+    for name in ("data.jsonl", "features/mine.npy", "features/mine.json"):  # what a run has not written stays
+        (folder / name).write_bytes((workshop / "pictures.jsonl").read_bytes())
+    for name in ("checkpoints", "locked"):
+        shutil.rmtree(folder / name)
+    (folder / ".altclip_jax.json").unlink(missing_ok=True)
+    with pytest.raises(FileExistsError, match="is not empty"):
+        train(whole, quiet=True)
+    (folder / "locked").mkdir()
+    train(settings(seed=1, data__train=[{"path": str(folder / "data.jsonl")}]), quiet=True)
+    assert (folder / "features/mine.npy").read_bytes() == (workshop / "pictures.jsonl").read_bytes()
 
 
 def test_other_data_under_the_same_name_are_refused(settings, workshop, tmp_path):

@@ -115,14 +115,15 @@ class CompiledEncoders:
         if not rows:
             return Encoding(jnp.zeros((0, self._model.config.projection_dim), jnp.float32), 0)
         whole = [encoders.pad_rows(array, self._whole(rows)) for array in arrays]
-        program = self._program(kind, tuple((array.shape, array.dtype) for array in whole))
         there = None if self._mesh is None else sharding(self._mesh, BATCH)
-        return Encoding(program(self._params, *(jax.device_put(array, there) for array in whole)), rows)
+        placed = [jax.device_put(array, there) for array in whole]  # which makes float32 of float64
+        program = self._program(kind, tuple((array.shape, array.dtype) for array in placed))
+        return Encoding(program(self._params, *placed), rows)
 
     def _program(self, kind: Kind, given: tuple[tuple[tuple[int, ...], Any], ...]) -> Any:
         if kind == "bytes" and self._image_processor is None:
             raise ValueError("Pictures were given as bytes: say with image_processor= how they are normalised.")
-        key = (kind, *(shape for shape, _ in given))
+        key = (kind, *((shape, np.dtype(dtype)) for shape, dtype in given))
         if key not in self._programs:
             abstract: Any = jax.ShapeDtypeStruct
             there = None if self._mesh is None else sharding(self._mesh, BATCH)

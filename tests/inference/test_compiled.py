@@ -60,6 +60,16 @@ def test_embeddings_are_those_of_the_plain_call(clip, pictures, axes):
     assert compiled.text(texts["input_ids"][:0], texts["attention_mask"][:0]).result().shape == (0, 128)
 
 
+@pytest.mark.parametrize("axes", [None, {}])
+def test_pictures_of_another_dtype_have_a_program_of_their_own(clip, pictures, axes):
+    compiled = CompiledEncoders(clip.model, clip.params, mesh=None if axes is None else make_mesh(**axes))
+    pixels = clip.processor.image_processor.normalize(pictures[:8])
+    plain = encoders.encode_images(clip.model, clip.params, pixels)
+    for dtype, noise in ((np.float32, 1e-6), (np.float16, 2e-4), (np.float64, 1e-6)):
+        np.testing.assert_allclose(compiled.images(pixels.astype(dtype)).result(), plain, rtol=0, atol=noise)
+    assert compiled.programs == 2  # jax makes float32 of float64
+
+
 @pytest.mark.parametrize("rows", [1, 4, 7, 8, 11])
 def test_few_pictures_at_a_time_have_the_embeddings_of_all_together(clip, pictures, rows):
     pixels = clip.processor.image_processor.normalize(pictures)[:rows]

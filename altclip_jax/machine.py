@@ -1,4 +1,4 @@
-"""What this computer is, as far as compiled programs depend on it."""
+"""What this computer is, as far as compiled programs depend on it, and which of its devices is meant."""
 
 from __future__ import annotations
 
@@ -6,6 +6,10 @@ import contextlib
 import hashlib
 import platform
 from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    import jax
 
 
 def processor() -> str:
@@ -16,3 +20,11 @@ def processor() -> str:
         flags = next((line for line in lines if line.lower().startswith(("flags", "features"))), "")
     told = f"{platform.machine()} {platform.processor()} {flags}"
     return f"{platform.machine() or 'unknown'}-{hashlib.sha256(told.encode()).hexdigest()[:8]}"
+
+
+def default_device() -> jax.Device:
+    """Returns the device on which jax puts what nobody has placed: of `jax.default_device`, if the user said one."""
+    import jax
+
+    (device,) = jax.device_put(0).devices()
+    return device

@@ -65,8 +65,8 @@ def compiled(program: Program, exported: jax.export.Exported, sizes: Mapping[str
     leaves = {} if inside else program.weights
     weights = {name: abstract(leaf.shape, leaf.dtype) for name, leaf in leaves.items()}
     inputs = [abstract(_shape(given, sizes), np.dtype(given.dtype)) for given in program.inputs]
-    lowered = jax.jit(exported.call).lower(weights, *inputs)
-    with _no_cache():
+    with jax.default_device(jax.local_devices()[0]), _no_cache():
+        lowered = jax.jit(exported.call).lower(weights, *inputs)
         data: bytes = serialize_executable.serialize(lowered.compile())[0]
     return data
 

@@ -15,6 +15,7 @@ import numpy as np
 from jax import Array
 from jaxtyping import Float, Float32, Int
 
+from altclip_jax.machine import default_device
 from altclip_jax.model.two_towers import TwoTowerModel, normalize
 from altclip_jax.weights.convert import Params
 
@@ -65,9 +66,13 @@ def pictures_at_once(params: Params) -> int | None:
     An accelerator is filled by a large batch. A processor is busy with one picture already, and with more of them what
     passes from layer to layer goes by way of the memory. Pictures that are cut over devices stay where they are.
     """
-    devices = {device for leaf in jax.tree.leaves(params) if isinstance(leaf, Array) for device in leaf.devices()}
-    devices = devices or {jax.local_devices()[0]}
+    devices = devices_of(params) or {default_device()}
     return CPU_PICTURES if len(devices) == 1 and all(device.platform == "cpu" for device in devices) else None
+
+
+def devices_of(params: Params) -> set[jax.Device]:
+    """Returns the devices that parameters are on: none has those that are numpy arrays."""
+    return {device for leaf in jax.tree.leaves(params) if isinstance(leaf, Array) for device in leaf.devices()}
 
 
 def length_buckets(longest: int) -> tuple[int, ...]:

@@ -21,6 +21,7 @@ from altclip_jax.data.files import expanded
 from altclip_jax.files.json_file import read_json_object, write_json
 from altclip_jax.files.ownership import claim, containing, keep_apart, says
 from altclip_jax.files.staging import refusals_explained
+from altclip_jax.machine import default_device
 from altclip_jax.model.altclip import AltCLIPModel
 from altclip_jax.model.clip import CLIPModel
 from altclip_jax.model.two_towers import TwoTowerModel
@@ -207,7 +208,8 @@ def export(
             " another by its step."
         )
     model = open_model(config, folder / "model")
-    mesh = parallel.make_mesh(devices=jax.devices()[:1]) if mesh is None else mesh
+    if mesh is None:
+        mesh = parallel.make_mesh(devices=[default_device()] if jax.process_count() == 1 else jax.devices()[:1])
     with CheckpointStore(folder, config.checkpoints, read_only=True) as store:
         steps = store.steps()
         if not steps or (step is not None and step not in steps):

@@ -13,6 +13,7 @@ import numpy as np
 from jax.typing import DTypeLike
 
 from altclip_jax.files import hub
+from altclip_jax.machine import default_device
 from altclip_jax.weights.convert import (
     Params,
     check_params,
@@ -211,7 +212,7 @@ def load_orbax(
     with ocp.StandardCheckpointer() as checkpointer:
         check_params(orbax_shapes(folder), wanted)
         # without an explicit place orbax would restore onto the devices that wrote the checkpoint
-        device = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
+        device = jax.sharding.SingleDeviceSharding(default_device())
         places = jax.tree.map(lambda leaf: device, wanted) if shardings is None else parts(shardings)
         abstract: Any = jax.ShapeDtypeStruct
         target = jax.tree.map(lambda leaf, at: abstract(leaf.shape, leaf.dtype, sharding=at), wanted, places)

@@ -32,7 +32,10 @@ from safetensors.numpy import load_file
 
 
 class ExportedModel:
-    """The programs of a folder with their weights, on one device; may be shared between threads."""
+    """The programs of a folder with their weights, on one device; may be shared between threads.
+
+    It is that of `jax.default_device` where the folder is opened; executables are for the first device.
+    """
 
     def __init__(
         self,
@@ -58,6 +61,8 @@ class ExportedModel:
         """
         self.folder, self._verify, self._most_rows = Path(folder), verify, most_rows
         self.manifest = read_manifest(self.folder)
+        # an executable is for the device that it was compiled on, which is the first
+        self._device = jax.local_devices()[0] if executables else next(iter(jax.device_put(0).devices()))
         self._lock = threading.Lock()
         self._loaded: dict[Any, Any] = {}
         self._compiled: dict[Any, Any] | None = self._find_executables() if executables else None
@@ -151,7 +156,7 @@ class ExportedModel:
         inputs = (dict.fromkeys(described["weights"], 0), *(0 for _ in described["inputs"]))
         trees = jax.tree.structure((inputs, {})), jax.tree.structure(tuple(0 for _ in described["outputs"]))
         try:
-            return deserialize_and_load(path.read_bytes(), *trees, execution_devices=jax.local_devices()[:1])
+            return deserialize_and_load(path.read_bytes(), *trees, execution_devices=[self._device])
         except Exception as error:
             raise ExportError(f"{path} cannot be loaded ({error}): export it again on this machine.") from None
 
@@ -178,7 +183,7 @@ class ExportedModel:
             found = load_file(path)
         except Exception as error:
             raise ExportError(f"{path} is no file of weights that can be read ({error}).") from None
-        return {name: jax.device_put(value) for name, value in found.items()}
+        return {name: jax.device_put(value, self._device) for name, value in found.items()}
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -189,6 +189,26 @@ def test_the_loader_knows_a_machine_as_the_export_does(loader):
     assert loader.fingerprint() == fingerprint()
 
 
+@pytest.mark.parametrize("executables", [False, True])
+def test_programs_run_on_the_default_device_and_executables_on_the_first(exported, loader, executables):
+    first, third = jax.devices()[0], jax.devices()[3]
+    with jax.default_device(third):
+        model = loader.ExportedModel(exported, executables=executables)
+        weights = {name: model._weights[name] for name in model.manifest["programs"]["text"]["weights"]}
+        ids = np.full((4, 16), 5, np.int32)
+        (found,) = model._callable("text", {"texts": 4, "length": 16})(weights, ids, np.ones_like(ids))
+    devices = {device for leaf in (*model._weights.values(), found) for device in leaf.devices()}
+    assert devices == {first if executables else third}
+
+
+def test_an_executable_is_for_the_first_device_whatever_the_default(clip, loader, tmp_path):
+    picture = PICTURES / "cat_noto.png"
+    with jax.default_device(jax.devices()[3]):
+        export_program(clip, tmp_path / "new", programs=["image"], executables=[(1,)])
+    found = loader.ExportedModel(tmp_path / "new", executables=True).encode_pictures([picture])
+    np.testing.assert_allclose(found, clip.encode_images(picture), rtol=0, atol=1e-6)
+
+
 def test_more_rows_than_go_through_at_once_and_none(exported, clip, loader):
     model = loader.ExportedModel(exported, most_rows=2)
     names = ["cat", "rocket", "umbrella", "banana", "a very long name of a cat"]

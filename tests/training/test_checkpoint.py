@@ -161,14 +161,18 @@ def test_a_tree_by_itself_is_replaced_and_a_missing_one_is_a_sentence(tmp_path):
         load_tree(tmp_path / "absent", shapes)
 
 
-def test_export_names_the_checkpoints_that_there_are(settings, tmp_path):
+def test_export_names_the_checkpoints_that_there_are(settings, tmp_path, monkeypatch):
     config = settings(steps=4, checkpoints={"every": 2, "keep_last": 2})
     train(config, quiet=True)
     with pytest.raises(FileNotFoundError, match=r"has no checkpoint of step 3; it has 2, 4\."):
         export(config.folder, tmp_path / "out", step=3)
     with pytest.raises(ValueError, match=r"does not keep its best checkpoint: checkpoints\.keep_best is 0"):
         export(config.folder, tmp_path / "out", best=True)
-    assert export(config.folder, tmp_path / "out", step=2) == 2
+    gathered, third = [], jax.devices()[3]
+    monkeypatch.setattr(run_folder, "whole", lambda tree: gathered.append(tree) or tree)
+    with jax.default_device(third):
+        assert export(config.folder, tmp_path / "out", step=2) == 2
+    assert {device for leaf in jax.tree.leaves(gathered) for device in leaf.devices()} == {third}
     shutil.rmtree(Path(config.folder) / "checkpoints")
     with pytest.raises(FileNotFoundError, match=r"has no checkpoint; it has none\."):
         export(config.folder, tmp_path / "again")

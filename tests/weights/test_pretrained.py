@@ -197,6 +197,17 @@ def test_shards_and_orbax_read_back_equal(tmp_path):
         save_orbax(model, tmp_path / "orbax", params)
 
 
+@pytest.mark.parametrize("form", ["safetensors", "orbax"])
+def test_parameters_come_onto_the_default_device(tmp_path, form):
+    model, params = AltCLIPModel.from_pretrained(DEFAULT)
+    model.save_pretrained(tmp_path, params) if form == "safetensors" else save_orbax(model, tmp_path, params)
+    third = jax.devices()[3]
+    with jax.default_device(third):
+        _, found = AltCLIPModel.from_pretrained(tmp_path)
+    assert {device for leaf in jax.tree.leaves(found) for device in leaf.devices()} == {third}
+    equal(found, params)
+
+
 def test_parameters_of_another_model_are_not_saved(tmp_path):
     model, params = AltCLIPModel.from_pretrained(DEFAULT)
     wrong = {**params, "logit_scale": jnp.zeros(2), "more": jnp.zeros(1)}

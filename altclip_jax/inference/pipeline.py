@@ -6,7 +6,6 @@ import os
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Self
 
-import jax
 import numpy as np
 from jax.typing import DTypeLike
 from jaxtyping import Float32
@@ -172,10 +171,11 @@ class AltCLIP:
         leaves = list(flatten(self.params).values())
         count = sum(leaf.size for leaf in leaves)
         forms = sorted({getattr(leaf, "scheme", str(leaf.dtype)) for leaf in leaves})
-        device = next(iter(jax.tree.leaves(self.params)[0].devices()))
+        devices = encoders.devices_of(self.params)
+        there = str(*devices) if len(devices) == 1 else f"{len(devices)} devices" if devices else "no device"
         return (
             f"AltCLIP({self.name!r}, {count:,} parameters, stored {' and '.join(forms)}, computed"
-            f" {np.dtype(self.model.dtype)}, on {device})"
+            f" {np.dtype(self.model.dtype)}, on {there})"
         )
 
 

@@ -86,6 +86,19 @@ def test_pictures_come_a_few_at_a_time_on_one_cpu_and_stay_together_on_several_d
     assert encoders.pictures_at_once(jax.device_put(clip.params, param_shardings(mesh, clip.params))) is None
 
 
+def test_a_model_names_its_devices_or_says_that_there_are_none(clip):
+    mesh = make_mesh(data=2, fsdp=4)
+    second = jax.devices()[1]
+    for params, where in (
+        (clip.params, f"on {jax.devices()[0]}"),
+        (jax.device_put(clip.params, second), f"on {second}"),
+        (jax.device_put(clip.params, param_shardings(mesh, clip.params)), "on 8 devices"),
+        (jax.tree.map(np.asarray, clip.params), "on no device"),
+    ):
+        told = repr(AltCLIP(clip.model, params, clip.processor, "mine"))
+        assert told == f"AltCLIP('mine', 3,505,921 parameters, stored float32, computed float32, {where})"
+
+
 def test_parameters_are_cut_by_the_rules(clip):
     compiled = CompiledEncoders(clip.model, clip.params, mesh=make_mesh(data=1, fsdp=4, tensor=2))
     kernel = compiled._params["vision_model"]["layer_0"]["mlp"]["up"]["kernel"]

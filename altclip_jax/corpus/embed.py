@@ -23,6 +23,7 @@ from altclip_jax.data.augment import Augmentation
 from altclip_jax.data.batches import keep_tokenizers_single
 from altclip_jax.data.pixels import Pixels
 from altclip_jax.data.samples import Caption, SampleError
+from altclip_jax.files.lock import hold_together
 from altclip_jax.files.ownership import containing, keep_apart
 from altclip_jax.inference.compiled import CompiledEncoders
 from altclip_jax.inference.encoders import Encoding, in_flight
@@ -141,9 +142,9 @@ def embed_corpus(
     keep_apart((path for path in corpus.files if path != str(folder / STANDARD_INPUT)), folder)
     store = Store.begin(folder, describe(clip, corpus, settings), resume=resume)
     run = _Run(clip, corpus, store, settings, mesh)
-    own = [part for part in store.missing() if part % share[1] == share[0]]
-    store.clear(own)
-    return run(own, progress or (lambda pace: None))
+    with hold_together(folder / ".lock", store.clear):
+        own = [part for part in store.missing() if part % share[1] == share[0]]
+        return run(own, progress or (lambda pace: None))
 
 
 class _Run:

@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -176,9 +176,9 @@ class Store:
             staging.add(f"{stem}.json", [(json.dumps(told) + "\n").encode()])
             staging.install()
 
-    def clear(self, parts: Iterable[int]) -> None:
-        """Removes what tries that were killed have left of parts that are not there."""
-        stems = {_stem(part) for part in parts}
+    def clear(self) -> None:
+        """Removes what tries that were killed have left of parts that are not there; nobody else may be at work."""
+        stems = {_stem(part) for part in self.missing()}
         endings = {_UNREADABLE, *(name for kind in KINDS for name in names_of(kind, self.description.form))}
         with refusals_explained(self.folder):
             for path in list(self.folder.iterdir()):

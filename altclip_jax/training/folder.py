@@ -19,6 +19,7 @@ from jax.sharding import Mesh
 from altclip_jax import checkpoints, parallel
 from altclip_jax.data.files import expanded
 from altclip_jax.files.json_file import read_json_object, write_json
+from altclip_jax.files.lock import hold_alone
 from altclip_jax.files.ownership import claim, containing, keep_apart, says
 from altclip_jax.files.staging import refusals_explained
 from altclip_jax.machine import default_device
@@ -33,11 +34,6 @@ from altclip_jax.training.processes import barrier, is_first, whole
 from altclip_jax.weights import pretrained
 from altclip_jax.weights.convert import Params
 from altclip_jax.weights.quantized_files import refuse_quantized
-
-try:
-    import fcntl
-except ImportError:  # Windows
-    fcntl = None  # type: ignore[assignment]
 
 _FAMILIES: dict[str, type[TwoTowerModel]] = {"altclip": AltCLIPModel, "clip": CLIPModel}
 # What a run writes into its folder, and replaces; the rest of it is left alone.
@@ -65,25 +61,21 @@ def claim_folder(config: RunConfig, folder: Path) -> None:
 
 
 @contextlib.contextmanager
-def held(folder: Path) -> Iterator[None]:
-    """Keeps another `altclip train` out of a folder while the context is open; where the system has locks for that.
+def held(folder: Path) -> Iterator[bool]:
+    """Keeps another `altclip train` out of a folder while the context is open; gives False where nothing does.
 
     Raises:
-        OSError: another one is in it.
+        OSError: another one is in it; or there are no locks, and to go on without is not allowed.
     """
-    if fcntl is None or not is_first():
-        yield
+    if not is_first():
+        yield True
         return
-    with refusals_explained(folder):
-        file = (folder / ".lock").open("w")
-    with file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise OSError(
-                f"Another run is at work in {folder}: wait for it, stop it, or choose another folder for this one."
-            ) from None
-        yield
+    with hold_alone(
+        folder / ".lock",
+        busy=f"Another run is at work in {folder}: wait for it, stop it, or choose another folder for this one.",
+        risk="another `altclip train` out of this folder, and two would spoil each other's checkpoints and log",
+    ) as guarded:
+        yield guarded
 
 
 def begin(config: RunConfig, folder: Path, mesh: Mesh) -> Params:

@@ -70,13 +70,15 @@ def train(config: RunConfig, *, dry_run: bool = False, quiet: bool = False) -> O
     require_same(config)
     folder = Path(config.folder)
     claim_folder(config, folder)
-    with StopRequest() as stop, held(folder), CheckpointStore(folder, config.checkpoints) as store:
+    with StopRequest() as stop, held(folder) as guarded, CheckpointStore(folder, config.checkpoints) as store:
         last = store.latest()
         if last is not None:
             store.check(last, config)
         with RunLog(
             folder, first_step=last or 0, steps=config.steps, tensorboard=config.logging.tensorboard, quiet=quiet
         ) as log:
+            if not guarded:
+                log.say(f"there are no file locks in {folder}: nothing keeps another run out of it")
             try:
                 run = build(config, folder, resumed=last is not None, say=log.say, stop=stop)
             except Stopped:

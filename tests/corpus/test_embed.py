@@ -9,6 +9,7 @@ from altclip_jax.corpus.embed import Settings, describe, embed_corpus
 from altclip_jax.corpus.forms import Rows
 from altclip_jax.corpus.items import open_corpus
 from altclip_jax.corpus.store import Store
+from altclip_jax.files.lock import hold_together
 from altclip_jax.parallel import make_mesh
 
 SMALL = Settings(part_items=4, batch_size=3, tokens=64, threads=2)
@@ -76,6 +77,23 @@ def test_what_a_kill_leaves_is_done_again_and_nothing_else(clip, corpus, tmp_pat
     assert snapshot(folder) == whole
     assert (folder / "part-00000.json").stat().st_mtime_ns == kept.st_mtime_ns
     assert embed_corpus(clip, corpus, folder, SMALL, resume=True).done == 0
+
+
+@pytest.mark.parametrize("locks", [True, False])
+def test_what_another_process_writes_just_now_stays(clip, corpus, tmp_path, monkeypatch, locks):
+    folder = tmp_path / "store"
+    embed_corpus(clip, corpus, folder, SMALL)
+    (folder / "part-00001.json").unlink()
+    under_way = folder / ".part-00001.images.npy.0123abcd.tmp"
+    under_way.write_bytes(b"half")
+    with monkeypatch.context() as patch, hold_together(folder / ".lock", list):
+        if not locks:
+            patch.setattr("altclip_jax.files.lock.fcntl", None)
+        embed_corpus(clip, corpus, folder, SMALL, resume=True)
+        assert under_way.exists()
+    (folder / "part-00001.json").unlink()
+    embed_corpus(clip, corpus, folder, SMALL, resume=True)  # alone
+    assert not under_way.exists()
 
 
 def test_processes_make_each_their_parts(clip, corpus, tmp_path):

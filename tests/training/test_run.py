@@ -1,5 +1,6 @@
 """Whole runs, small ones: what they learn, keep, say and refuse."""
 
+import errno
 import json
 import os
 import re
@@ -279,13 +280,22 @@ def test_a_run_that_is_asked_to_stop_while_it_is_measured_is_measured_when_it_go
     assert [entry["step"] for entry in log_of(config) if "evaluation" in entry] == [2, 4, 6]
 
 
-def test_two_runs_do_not_work_in_one_folder(settings):
+def test_two_runs_do_not_work_in_one_folder(settings, monkeypatch, capsys):
     config = settings()
     folder = Path(config.folder)
     folder.mkdir()
     with held(folder), pytest.raises(OSError, match=r"Another run is at work in .*: wait for it"):
         train(config, quiet=True)
-    assert train(config, quiet=True).step == 6
+
+    def none(*_):
+        raise OSError(errno.ENOSYS, "Function not implemented")
+
+    monkeypatch.setattr("fcntl.flock", none)
+    with pytest.raises(OSError, match=r"(?s)no file locks, .* another `altclip train` .* ALTCLIP_ALLOW_UNLOCKED=1"):
+        train(config, quiet=True)
+    monkeypatch.setenv("ALTCLIP_ALLOW_UNLOCKED", "1")
+    assert train(config).step == 6
+    assert "nothing keeps another run out" in capsys.readouterr().err
 
 
 def everything_in(folder):

@@ -39,7 +39,8 @@ class Config:
             raise ValueError(f"{type(self).__name__} cannot be built: " + "; ".join(problems) + ".")
 
     def _problems(self) -> list[str]:
-        return [
+        listed = [name for name in self.field_names() if isinstance(getattr(self, name), (list, dict, set))]
+        return [f"{name}={getattr(self, name)!r} must be a single value" for name in listed] + [
             f"{name}={self.extra[name]!r} asks for {what}, which no such model has and this library does not build"
             for name, what in _UNSUPPORTED.items()
             if self.extra.get(name)
@@ -116,6 +117,15 @@ class Config:
     def replace(self, **changes: Any) -> Self:
         """Returns a copy with some fields changed, checked again."""
         return dataclasses.replace(self, **changes)
+
+    def without_extra(self) -> Self:
+        """Returns a copy with nothing but settings this library knows: equal ones are equal networks."""
+        towers = {
+            name: value.without_extra()
+            for name in self.field_names()
+            if isinstance(value := getattr(self, name), Config)
+        }
+        return self.replace(extra={}, **towers)
 
 
 def is_int(value: object) -> bool:

@@ -8,6 +8,7 @@ from __future__ import annotations
 from typing import Any, ClassVar
 
 import jax.numpy as jnp
+import numpy as np
 from flax import linen as nn
 from jax import Array
 from jaxtyping import Float, Int, Shaped
@@ -47,7 +48,7 @@ class CLIPTextModel(PretrainedModel):
     config: CLIPTextConfig
 
     @nn.nowrap
-    def example_inputs(self) -> dict[str, Array]:
+    def example_inputs(self) -> dict[str, np.ndarray]:
         """Returns the smallest valid inputs, by name."""
         return example_text()
 
@@ -116,7 +117,7 @@ class CLIPTextModelWithProjection(PretrainedModel):
     config: CLIPTextConfig
 
     @nn.nowrap
-    def example_inputs(self) -> dict[str, Array]:
+    def example_inputs(self) -> dict[str, np.ndarray]:
         """Returns the smallest valid inputs, by name."""
         return example_text()
 

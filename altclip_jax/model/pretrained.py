@@ -10,6 +10,7 @@ from typing import Any, ClassVar, Self
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import linen as nn
 from jax import Array
 from jax.sharding import Mesh
@@ -158,34 +159,43 @@ class PretrainedModel(nn.Module):
                 with the values that one device computes, bit for bit.
         """
 
-        def made(key: Array, inputs: dict[str, Any]) -> Params:
-            flat = flatten(self.init(key, **inputs)["params"])
-            return unflatten({path: leaf for path, leaf in flat.items() if wanted(path)})
+        def select(tree: Params) -> Params:
+            return unflatten({path: leaf for path, leaf in flatten(tree).items() if wanted(path)})
 
-        inputs = self.example_inputs()
+        def made(key: Array) -> Params:
+            inputs: Any = {name: jnp.zeros(value.shape, value.dtype) for name, value in self.example_inputs().items()}
+            return select(self.init(key, **inputs)["params"])
+
         how: dict[str, Any] = {}
         if mesh is not None:
-            how["out_shardings"] = parallel.param_shardings(mesh, jax.eval_shape(made, key, inputs), self.params_prefix)
-        params: Params = jax.jit(made, **how)(key, inputs)
+            how["out_shardings"] = parallel.param_shardings(mesh, select(self.param_shapes()), self.params_prefix)
+        params: Params = jax.jit(made, **how)(key)
         return params
 
     @nn.nowrap
     def param_shapes(self) -> Params:
-        """Returns the parameter tree as shapes and dtypes; nothing is computed."""
-        shapes: Params = jax.eval_shape(self.init, jax.random.key(0), **self.example_inputs())["params"]
-        return shapes
+        """Returns the parameter tree as shapes and dtypes; nothing is computed, and equal models are traced once."""
+        types = {name: jnp.dtype(getattr(self, name)) for name in ("dtype", "param_dtype")}
+        bare = self.clone(parent=None, name=None, config=self.config.without_extra(), **types)
+        return unflatten(dict(_flat_shapes(bare)))
 
     @nn.nowrap
     @abc.abstractmethod
-    def example_inputs(self) -> dict[str, Array]:
-        """Returns the smallest valid inputs, by name."""
+    def example_inputs(self) -> dict[str, np.ndarray]:
+        """Returns the smallest valid inputs, by name: zeros that take no memory."""
 
 
-def example_text() -> dict[str, Array]:
+@functools.lru_cache(maxsize=64)
+def _flat_shapes(model: PretrainedModel) -> tuple[tuple[str, Any], ...]:
+    shapes = jax.eval_shape(model.init, jax.random.key(0), **model.example_inputs())["params"]
+    return tuple(flatten(shapes).items())
+
+
+def example_text() -> dict[str, np.ndarray]:
     """Returns one text of one token."""
-    return {"input_ids": jnp.zeros((1, 1), jnp.int32)}
+    return {"input_ids": np.zeros((1, 1), np.int32)}
 
 
-def example_picture(channels: int, size: int) -> dict[str, Array]:
-    """Returns one black picture."""
-    return {"pixel_values": jnp.zeros((1, channels, size, size), jnp.float32)}
+def example_picture(channels: int, size: int) -> dict[str, np.ndarray]:
+    """Returns one black picture, all of whose pixels are the same number in memory."""
+    return {"pixel_values": np.broadcast_to(np.float32(0), (1, channels, size, size))}

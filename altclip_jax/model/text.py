@@ -9,6 +9,7 @@ import functools
 from typing import Any, ClassVar
 
 import jax.numpy as jnp
+import numpy as np
 from flax import linen as nn
 from jax import Array
 from jax.typing import DTypeLike
@@ -94,7 +95,7 @@ class AltCLIPTextModel(PretrainedModel):
     config: AltCLIPTextConfig
 
     @nn.nowrap
-    def example_inputs(self) -> dict[str, Array]:
+    def example_inputs(self) -> dict[str, np.ndarray]:
         """Returns the smallest valid inputs, by name."""
         return example_text()
 

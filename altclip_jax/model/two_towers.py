@@ -11,6 +11,7 @@ from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import linen as nn
 from jax import Array
 from jax.typing import DTypeLike
@@ -38,7 +39,7 @@ class TwoTowerModel(PretrainedModel):
         """The width of the text tower's pooled state."""
 
     @nn.nowrap
-    def example_inputs(self) -> dict[str, Array]:
+    def example_inputs(self) -> dict[str, np.ndarray]:
         """Returns the smallest valid inputs, by name."""
         return {
             **example_text(),

@@ -36,7 +36,7 @@ class AltCLIPVisionModel(PretrainedModel):
     config: VisionConfig
 
     @nn.nowrap
-    def example_inputs(self) -> dict[str, Array]:
+    def example_inputs(self) -> dict[str, np.ndarray]:
         """Returns the smallest valid inputs, by name."""
         return example_picture(self.config.num_channels, self.config.image_size)
 

@@ -23,6 +23,8 @@ from altclip_jax import (
     CLIPVisionModel,
 )
 from altclip_jax.assets import default_checkpoint
+from altclip_jax.checkpoints import convert
+from altclip_jax.model.pretrained import PretrainedModel
 from altclip_jax.weights import families, rules
 from altclip_jax.weights.convert import flatten
 from altclip_jax.weights.pretrained import save_orbax
@@ -206,6 +208,51 @@ def test_parameters_come_onto_the_default_device(tmp_path, form):
         _, found = AltCLIPModel.from_pretrained(tmp_path)
     assert {device for leaf in jax.tree.leaves(found) for device in leaf.devices()} == {third}
     equal(found, params)
+
+
+@pytest.fixture
+def traces(monkeypatch):
+    """Lists the models that are traced."""
+    seen, init = [], AltCLIPModel.init
+
+    def counted(self, *args, **kwargs):
+        seen.append(self)
+        return init(self, *args, **kwargs)
+
+    monkeypatch.setattr(PretrainedModel, "init", counted, raising=False)
+    return seen
+
+
+def test_a_model_is_traced_once_for_its_shapes(tmp_path, tensors, write, traces):
+    config = json.loads((DEFAULT / "config.json").read_text())
+    source = write(tensors, config | {"initializer_factor": 0.75})  # of no other test
+    model, params = AltCLIPModel.from_pretrained(source)
+    assert len(traces) == 1
+    save_orbax(model, tmp_path / "orbax", params)
+    convert(source, tmp_path / "new", dtype="float32")
+    AltCLIPModel.from_pretrained(tmp_path / "new")
+    assert len(traces) == 1
+    shapes = model.param_shapes()
+    shapes["text_model"].clear()  # what one caller does with its tree is not seen by the next
+    assert len(jax.tree.leaves(model.param_shapes())) == len(jax.tree.leaves(params))
+    other = AltCLIPModel(model.config.replace(projection_dim=3), param_dtype=jnp.bfloat16)
+    assert other.param_shapes()["text_projection"]["kernel"].shape[1] == 3
+    assert other.param_shapes()["text_projection"]["kernel"].dtype == jnp.bfloat16
+    assert len(traces) == 2
+
+
+@pytest.mark.parametrize("model_class", [AltCLIPModel, AltCLIPVisionModel, CLIPModel, CLIPVisionModel])
+def test_large_pictures_are_not_made_to_learn_the_shapes(model_class):
+    """One such picture has 43 GB, and the scores of its patches more than any machine."""
+    tower = {"hidden_size": 8, "intermediate_size": 8, "num_hidden_layers": 1, "num_attention_heads": 1}
+    vision = {**tower, "image_size": 60_000, "patch_size": 100}
+    kind = model_class.config_class
+    config = kind(**vision) if "Vision" in model_class.__name__ else kind(text_config=tower, vision_config=vision)
+    model = model_class(config)
+    shapes = {path: leaf.shape for path, leaf in flatten(model.param_shapes()).items()}
+    made = flatten(model.init_params(jax.random.key(0), lambda path: "position_embedding" in path))
+    assert all(leaf.shape == shapes[path] for path, leaf in made.items())
+    assert (600**2 + 1, 8) in {leaf.shape for leaf in made.values()}
 
 
 def test_parameters_of_another_model_are_not_saved(tmp_path):

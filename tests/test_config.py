@@ -2,12 +2,13 @@
 
 import dataclasses
 import json
+import pickle
 
 import jax
 import numpy as np
 import pytest
 
-from altclip_jax import AltCLIPConfig, AltCLIPModel, AltCLIPTextConfig, AltCLIPVisionConfig
+from altclip_jax import AltCLIPConfig, AltCLIPModel, AltCLIPTextConfig, AltCLIPVisionConfig, CLIPConfig
 
 # The layout of BAAI/AltCLIP-m9: every key of the base class per tower, dropouts of 0, and the legacy second copies.
 LEGACY = {
@@ -150,11 +151,40 @@ def test_from_text_vision_configs_joins_the_towers():
         (AltCLIPVisionConfig, {"patch_size": 300}, "must not exceed image_size"),
         (AltCLIPVisionConfig, {"num_channels": True}, "num_channels=True"),
         (AltCLIPConfig, {"projection_dim": 0}, "projection_dim=0"),
+        (AltCLIPTextConfig, {"bos_token_id": [0]}, r"bos_token_id=\[0\] must be a single value"),
     ],
 )
 def test_impossible_values_are_refused_with_a_sentence(kind, fields, words):
     with pytest.raises(ValueError, match=words):
         kind(**fields)
+
+
+@pytest.mark.parametrize(
+    "build",
+    [
+        lambda: AltCLIPTextConfig(hiden_size=7),
+        lambda: AltCLIPTextConfig().replace(hiden_size=7),
+        lambda: AltCLIPTextConfig.from_dict({}, hiden_size=7),
+        lambda: AltCLIPConfig(text_config={"hiden_size": 7}),
+        lambda: AltCLIPConfig.from_text_vision_configs({"hiden_size": 7}, {}),
+        lambda: AltCLIPConfig.from_dict({"model_type": "altclip"}, text_config={"hiden_size": 7}),
+        lambda: AltCLIPConfig().replace(text_config={"hiden_size": 7}),
+    ],
+)
+def test_a_misspelled_setting_is_refused_where_it_is_given_by_hand(build):
+    with pytest.raises(TypeError, match="AltCLIPTextConfig has no setting 'hiden_size': did you mean 'hidden_size'"):
+        build()
+
+
+def test_what_another_version_knows_is_kept_and_a_file_may_have_any_key(tmp_path):
+    given = {"sep_token_id": 2, "type_vocab_size": 1, "pooler_fn": "cls"}
+    assert CLIPConfig(text_config=given).text_config.extra == given
+    values = {"text_config": {"hiden_size": 7}, "projection_dims": 3, "model_type": "altclip"}
+    (tmp_path / "config.json").write_text(json.dumps(values))
+    for config in (AltCLIPConfig.from_json(tmp_path), AltCLIPConfig.from_dict(values)):
+        assert config.text_config.extra == {"hiden_size": 7}
+        assert config.extra == {"projection_dims": 3}
+        assert AltCLIPConfig.from_dict(config.to_dict()) == config == pickle.loads(pickle.dumps(config))
 
 
 @pytest.mark.parametrize("key", ["is_decoder", "add_cross_attention"])

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+import difflib
 import os
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, ClassVar, Self
 
@@ -33,6 +34,11 @@ class Config:
 
     model_type: ClassVar[str]
 
+    def __new__(cls, **fields: Any) -> Self:
+        """Refuses a misspelled field with a better sentence than Python's."""
+        cls._refuse_misspelled(fields)
+        return super().__new__(cls)
+
     def __post_init__(self) -> None:
         problems = self._problems()
         if problems:
@@ -52,6 +58,16 @@ class Config:
         return [field.name for field in dataclasses.fields(cls) if field.name != "extra"]
 
     @classmethod
+    def _refuse_misspelled(cls, given: Iterable[str]) -> None:
+        """Raises TypeError for a name given by hand that is nearly that of a setting; it would change nothing."""
+        for name in sorted({str(name) for name in given} - {*cls.field_names(), "extra"}):
+            for near in difflib.get_close_matches(name, cls.field_names(), n=1, cutoff=0.85):
+                raise TypeError(
+                    f"{cls.__name__} has no setting {name!r}: did you mean {near!r}? Unknown keys are kept where a file"
+                    " has them: read it by from_json, or what is in it by from_dict."
+                )
+
+    @classmethod
     def _select(cls, values: Mapping[str, Any]) -> Mapping[str, Any]:
         """Returns the part of a config.json that describes this class."""
         return values
@@ -60,17 +76,19 @@ class Config:
     def from_dict(cls, values: Mapping[str, Any], **overrides: Any) -> Self:
         """Reads the content of a config.json, of any version of transformers; `overrides` win over it.
 
-        Keys this class does not know are kept in `extra` and written back by `to_dict`. A tower's class also reads
-        the configuration of a full model and takes its own part of it.
+        Keys this class does not know are kept in `extra` and written back by `to_dict`: published files have many, some
+        of which are nearly those of settings. A tower's class also reads the configuration of a full model and takes
+        its own part of it.
 
         Raises:
             ValueError: the values describe another model, contradict each other or ask for something unsupported.
-            TypeError: `values` is not a mapping, or a value has the wrong type.
+            TypeError: `values` is not a mapping, a value has the wrong type, or an override is a misspelled setting.
         """
         if not isinstance(values, Mapping):
             raise TypeError(
                 f"{cls.__name__}.from_dict expects a mapping such as json.load gives, got {type(values).__name__}."
             )
+        cls._refuse_misspelled(overrides)
         merged = copy.deepcopy({**cls._select(values), **overrides})
         found_type = merged.pop("model_type", cls.model_type)
         merged.pop("transformers_version", None)

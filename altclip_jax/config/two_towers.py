@@ -48,6 +48,7 @@ class TwoTowerConfig(Config):
             if value is None:
                 object.__setattr__(self, name, kind())
             elif isinstance(value, Mapping):
+                kind._refuse_misspelled(value)
                 object.__setattr__(self, name, kind.from_dict(value))
             elif not isinstance(value, kind):
                 raise TypeError(
@@ -66,10 +67,11 @@ class TwoTowerConfig(Config):
                 f" {values.get('model_type')!r} without either: for one tower use {cls.text_class.__name__} or"
                 f" {cls.vision_class.__name__}."
             )
+        cls._check_model_type(values.get("model_type", cls.model_type))
         return {
             **{name: value for name, value in values.items() if name not in ("text_config_dict", "vision_config_dict")},
-            "text_config": sub_config(values, "text_config", cls.text_class),
-            "vision_config": sub_config(values, "vision_config", cls.vision_class),
+            "text_config": cls.text_class.from_dict(sub_config(values, "text_config", cls.text_class)),
+            "vision_config": cls.vision_class.from_dict(sub_config(values, "vision_config", cls.vision_class)),
         }
 
     @classmethod

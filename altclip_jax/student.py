@@ -29,7 +29,7 @@ from altclip_jax.files.ownership import containing
 from altclip_jax.model.altclip import AltCLIPModel
 from altclip_jax.model.clip import CLIPModel
 from altclip_jax.model.two_towers import TwoTowerModel
-from altclip_jax.processing.base_tokenizer import BaseTokenizer
+from altclip_jax.processing.fit import picture_problems, tokenizer_problems
 from altclip_jax.processing.image import AltCLIPImageProcessor
 from altclip_jax.processing.processor import IMAGE_FILES, TOKENIZER_FILES, AltCLIPProcessor
 from altclip_jax.processing.tokenizer import load_tokenizer
@@ -107,8 +107,8 @@ def start(
     processor = _processor(made, tokenizer or text, image_processor or clip, where)
     problems = [
         *_source_problems(made, text_config, clip_config),
-        *_tokenizer_problems(made, processor.tokenizer),
-        *_picture_problems(made, processor.image_processor),
+        *tokenizer_problems(made.text_config, processor.tokenizer),
+        *picture_problems(made.vision_config, processor.image_processor),
     ]
     if problems:
         raise ValueError(f"{target} cannot be made of these:\n  - " + "\n  - ".join(problems))
@@ -206,31 +206,6 @@ def _differences(name: str, ours: Config, source: str, theirs: Config, fields: s
         mine, other = getattr(ours, field), getattr(theirs, field)
         if mine != other:
             yield f"{name}.{field}={mine!r} and {source} has {field}={other!r}"
-
-
-def _tokenizer_problems(config: AltCLIPConfig | CLIPConfig, tokenizer: BaseTokenizer) -> Iterator[str]:
-    text = config.text_config
-    if len(tokenizer) > text.vocab_size:
-        yield f"the tokenizer has {len(tokenizer)} ids and text_config.vocab_size={text.vocab_size} rows for them"
-    if isinstance(text, AltCLIPTextConfig):
-        if tokenizer.pad_token_id != text.pad_token_id:
-            yield f"the tokenizer pads with {tokenizer.pad_token_id} and text_config.pad_token_id={text.pad_token_id}"
-        return
-    end = tokenizer.eos_token_id
-    if text.reads_at_highest_id and end != len(tokenizer) - 1:
-        yield f"the tokenizer ends texts with id {end}, and eos_token_id=2 reads them off at their highest id"
-    elif not text.reads_at_highest_id and end != text.eos_token_id:
-        yield f"the tokenizer ends texts with id {end} and text_config.eos_token_id={text.eos_token_id}"
-
-
-def _picture_problems(config: AltCLIPConfig | CLIPConfig, processor: AltCLIPImageProcessor) -> Iterator[str]:
-    cropped = processor.crop_size if processor.do_center_crop else processor.size
-    size = config.vision_config.image_size
-    if "height" in cropped and (cropped["height"], cropped["width"]) != (size, size):
-        yield (
-            f"the image processor makes pictures of {cropped['height']}*{cropped['width']} pixels and"
-            f" vision_config.image_size={size}"
-        )
 
 
 def _text_tower(shapes: Mapping[str, Any]) -> dict[str, Any]:

@@ -23,16 +23,13 @@ class Pixels:
         Raises:
             ValueError: they will not.
         """
-        if processor.do_center_crop:
-            sides = processor.crop_size
-        elif processor.do_resize and "height" in processor.size:
-            sides = processor.size
-        else:
+        if processor.output_size is None:
             raise ValueError(
                 "The image processor gives pictures of varying size, which make no batch: set do_center_crop, or a"
                 " size of height and width."
             )
-        self._size = sides["width"], sides["height"]
+        height, width = processor.output_size
+        self._size = width, height
         self._processor, self._augmentation = processor, augmentation
 
     def __call__(

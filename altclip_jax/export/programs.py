@@ -221,11 +221,7 @@ def setting(name: str, value: Any) -> Iterator[None]:
 
 def _check_pictures(model: TwoTowerModel, processor: AltCLIPImageProcessor, pictures: PictureForm) -> None:
     side, channels = model.config.vision_config.image_size, model.config.vision_config.num_channels
-    made = None
-    if processor.do_center_crop:
-        made = (processor.crop_size["height"], processor.crop_size["width"])
-    elif processor.do_resize and "height" in processor.size:
-        made = (processor.size["height"], processor.size["width"])
+    made = processor.output_size
     if made != (side, side):
         gives = "pictures of many sizes" if made is None else f"pictures of {made[0]}x{made[1]} pixels"
         raise ValueError(

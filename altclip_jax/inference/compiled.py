@@ -17,6 +17,7 @@ from jaxtyping import Float, Float32, Int, UInt8
 
 from altclip_jax.inference import encoders
 from altclip_jax.inference.encoders import Encoding
+from altclip_jax.model.inputs import check_texts
 from altclip_jax.model.two_towers import TwoTowerModel
 from altclip_jax.parallel import BATCH, batch_devices, gathered, param_shardings, sharding
 from altclip_jax.processing.image import AltCLIPImageProcessor
@@ -70,7 +71,12 @@ class CompiledEncoders:
         return len(self._programs)
 
     def text(self, input_ids: Int[np.ndarray, "texts sequence"], mask: Int[np.ndarray, "texts sequence"]) -> Encoding:
-        """Begins to encode tokenized texts."""
+        """Begins to encode tokenized texts.
+
+        Raises:
+            ValueError: an id without a row, a text longer than the position table, or a mask of another shape.
+        """
+        check_texts(self._model.config.text_config, input_ids, mask)
         return self._begin("text", input_ids.astype(np.int32), mask.astype(np.int32))
 
     def images(

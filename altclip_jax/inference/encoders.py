@@ -16,6 +16,7 @@ from jax import Array
 from jaxtyping import Float, Float32, Int
 
 from altclip_jax.machine import default_device
+from altclip_jax.model.inputs import check_texts
 from altclip_jax.model.two_towers import TwoTowerModel, normalize
 from altclip_jax.weights.convert import Params
 
@@ -23,11 +24,24 @@ LENGTH_BUCKETS = (8, 16, 24, 32, 48, 64, 96, 128, 192, 256, 384, 512)
 CPU_PICTURES = 4  # whose values between two layers stay in a processor's cache; measured: docs/benchmark.md
 
 
-@functools.partial(jax.jit, static_argnums=0)
 def encode_text(
-    model: TwoTowerModel, params: Params, input_ids: Int[Array, "texts sequence"], mask: Int[Array, "texts sequence"]
+    model: TwoTowerModel,
+    params: Params,
+    input_ids: Int[Array, "texts sequence"] | Int[np.ndarray, "texts sequence"],
+    mask: Int[Array, "texts sequence"] | Int[np.ndarray, "texts sequence"],
 ) -> Float[Array, "texts projection"]:
-    """Returns unit embeddings of tokenized texts, float32."""
+    """Returns unit embeddings of tokenized texts, float32.
+
+    Raises:
+        ValueError: an id without a row, a text longer than the position table, or a mask of another shape.
+    """
+    check_texts(model.config.text_config, input_ids, mask)
+    embeddings: Array = _encode_text(model, params, input_ids, mask)
+    return embeddings
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _encode_text(model: TwoTowerModel, params: Params, input_ids: Array, mask: Array) -> Array:
     features: Any = model.apply({"params": params}, input_ids, mask, method="get_text_features")
     return normalize(features)
 

@@ -17,6 +17,7 @@ from altclip_jax.inference.token_batches import TokenBatching
 from altclip_jax.model.altclip import AltCLIPModel
 from altclip_jax.model.clip import CLIPModel
 from altclip_jax.model.two_towers import TwoTowerModel
+from altclip_jax.processing.fit import check_processor
 from altclip_jax.processing.image_files import array_layout, single_pictures
 from altclip_jax.processing.lengths import positive
 from altclip_jax.processing.processor import AltCLIPProcessor
@@ -31,7 +32,12 @@ class AltCLIP:
     """A model, its parameters and its processor, with the questions people ask of them."""
 
     def __init__(self, model: TwoTowerModel, params: Params, processor: AltCLIPProcessor, name: str = "AltCLIP"):
-        """Joins the parts; most users call `from_pretrained`."""
+        """Joins the parts; most users call `from_pretrained`.
+
+        Raises:
+            ValueError: the processor is not that of the model; all differences are named.
+        """
+        check_processor(model.config, processor, name)
         self.model, self.params, self.processor, self.name = model, params, processor, name
 
     @classmethod

@@ -5,6 +5,7 @@ jit over a mesh (`altclip_jax.parallel`) does the same and more; this is for pro
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
 
@@ -14,6 +15,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Float32
 
 from altclip_jax.inference import encoders
+from altclip_jax.model.inputs import check_pixel_values, check_texts
 from altclip_jax.model.two_towers import TwoTowerModel
 from altclip_jax.weights.convert import Params
 
@@ -78,7 +80,8 @@ def pmap_encoders(model: TwoTowerModel, devices: Sequence[jax.Device] | None = N
 
     Each takes (params, arrays...): parameters that are `replicated`, and the arrays (rows, ...) that
     `encoders.encode_text` and `encoders.encode_images` take. Any number of rows is right: they are filled up to a
-    multiple of the devices, and cut again. They return unit embeddings as numpy arrays.
+    multiple of the devices, and cut again. They return unit embeddings as numpy arrays, and raise ValueError for what
+    the towers do not take, such as an id without a row.
 
     Args:
         model: The model.
@@ -86,10 +89,11 @@ def pmap_encoders(model: TwoTowerModel, devices: Sequence[jax.Device] | None = N
     """
     devices = jax.local_devices() if devices is None else list(devices)
 
-    def spread(encode: Any) -> PmapEncoder:
+    def spread(encode: Any, check: Callable[..., None]) -> PmapEncoder:
         mapped: Any = jax.pmap(encode, AXIS, static_broadcasted_argnums=0, devices=devices)
 
         def encoded(params: Params, *arrays: np.ndarray) -> Float32[np.ndarray, "rows projection"]:
+            check(*arrays)
             rows = len(arrays[0])
             if not rows:
                 return np.zeros((0, model.config.projection_dim), np.float32)
@@ -101,4 +105,6 @@ def pmap_encoders(model: TwoTowerModel, devices: Sequence[jax.Device] | None = N
 
         return encoded
 
-    return spread(encoders.encode_text), spread(encoders.encode_images)
+    text = functools.partial(check_texts, model.config.text_config)
+    pictures = functools.partial(check_pixel_values, model.config.vision_config, interpolate_pos_encoding=False)
+    return spread(encoders.encode_text, text), spread(encoders.encode_images, pictures)

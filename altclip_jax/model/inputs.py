@@ -34,6 +34,7 @@ def check_text_inputs(
     inputs_embeds: Any,
     position_ids: Any = None,
     token_type_ids: Any = None,
+    attention_mask: Any = None,
 ) -> None:
     """Raises ValueError for inputs that the text tower has no rows for, naming the argument and what it found."""
     if (input_ids is None) == (inputs_embeds is None):
@@ -45,10 +46,13 @@ def check_text_inputs(
         _check_input_ids(tokens)
     if inputs_embeds is not None and (len(shape) != 3 or shape[2] != config.hidden_size):
         raise ValueError(f"inputs_embeds must have shape (batch, sequence, {config.hidden_size}), got {shape}.")
+    batch, length = shape[:2]
+    _check_shape("attention_mask", attention_mask, (batch, length), (batch, length, length))
+    for companion, ids in (("token_type_ids", token_type_ids), ("position_ids", position_ids)):
+        _check_shape(companion, ids, (batch, length), integers=True)
     _check_ids("input_ids", input_ids, config.vocab_size, "the vocabulary")
     _check_ids("token_type_ids", token_type_ids, config.type_vocab_size, "the token types")
     _check_ids("position_ids", position_ids, config.max_position_embeddings, "the position table")
-    length = shape[1]
     if length > config.max_position_embeddings:
         raise ValueError(_too_long(name, length, config))
     if config.position_embedding_type == "absolute" and position_ids is None and length > config.max_tokens:
@@ -59,19 +63,35 @@ def check_text_inputs(
             raise ValueError(_too_long(name, longest, config))
 
 
-def check_causal_text_inputs(config: CLIPTextConfig, input_ids: Any, position_ids: Any = None) -> None:
+def check_causal_text_inputs(
+    config: CLIPTextConfig, input_ids: Any, position_ids: Any = None, attention_mask: Any = None
+) -> None:
     """Raises ValueError for inputs that CLIP's text tower has no rows for, naming the argument and what it found."""
     if input_ids is None:
         raise ValueError("You have to specify input_ids: integers of shape (batch, sequence).")
     _check_input_ids(input_ids)
+    batch, length = np.shape(input_ids)
+    _check_shape("attention_mask", attention_mask, (batch, length))
+    _check_shape("position_ids", position_ids, (batch, length), integers=True)
     _check_ids("input_ids", input_ids, config.vocab_size, "the vocabulary")
     _check_ids("position_ids", position_ids, config.max_position_embeddings, "the position table")
-    length, limit = np.shape(input_ids)[1], config.max_position_embeddings
+    limit = config.max_position_embeddings
     if not 0 < length <= limit:
         raise ValueError(
             f"input_ids are {length} tokens long and this tower takes 1 to {limit}: truncate, for example with"
             f" processor(text=..., truncation=True, max_length={limit})."
         )
+
+
+def check_texts(config: AltCLIPTextConfig | CLIPTextConfig, input_ids: Any, attention_mask: Any) -> None:
+    """Raises ValueError for tokenized texts that the tower of a configuration does not take.
+
+    For what calls a compiled program, in which values can no longer be checked.
+    """
+    if isinstance(config, CLIPTextConfig):
+        check_causal_text_inputs(config, input_ids, attention_mask=attention_mask)
+    else:
+        check_text_inputs(config, input_ids, None, attention_mask=attention_mask)
 
 
 def check_pixel_values(config: VisionConfig, pixel_values: Any, interpolate_pos_encoding: bool) -> None:
@@ -106,6 +126,20 @@ def _check_input_ids(ids: Any) -> None:
 
 def _describe(value: Any) -> str:
     return f"{getattr(value, 'dtype', type(value).__name__)} of shape {np.shape(value)}"
+
+
+def _check_shape(name: str, value: Any, *shapes: tuple[Any, ...], integers: bool = False) -> None:
+    """Checks what comes beside texts; one row may stand for all of them."""
+    if value is None:
+        return
+    found = np.shape(value)
+    fits = any(len(found) == len(shape) and found[1:] == shape[1:] and found[0] in (shape[0], 1) for shape in shapes)
+    if not fits or (integers and not _is_integer(value)):
+        expected = " or ".join(map(str, shapes))
+        raise ValueError(
+            f"{name} must {'be integers of' if integers else 'have'} shape {expected} beside these texts, or one row"
+            f" for all of them; got {_describe(value)}."
+        )
 
 
 def _check_ids(name: str, ids: Any, rows: int, table: str) -> None:

@@ -46,14 +46,7 @@ def attention_bias(mask: Array) -> Float[Array, "batch 1 query key"]:
     """Turns a mask (batch, key) or (batch, query, key), 1 = attend, into what is added to the scores.
 
     (1 - mask) * the lowest float32: a row that masks everything stays finite and becomes uniform.
-
-    Raises:
-        ValueError: the mask has another number of axes.
     """
-    if mask.ndim not in (2, 3):
-        raise ValueError(
-            f"attention_mask must have shape (batch, sequence) or (batch, sequence, sequence), got {mask.shape}."
-        )
     mask = mask[:, None, :] if mask.ndim == 2 else mask
     bias: Array = (1.0 - mask[:, None].astype(jnp.float32)) * _LOWEST
     return bias
@@ -64,15 +57,10 @@ def causal_bias(length: int, mask: Array | None = None) -> Float[Array, "#batch 
 
     Hidden for one reason a score gets the lowest float32, for two -inf, as in the reference: no row is -inf throughout,
     since no position is in its own future.
-
-    Raises:
-        ValueError: the mask has another shape.
     """
     future = jnp.where(jnp.tril(jnp.ones((length, length), bool)), 0.0, _LOWEST)[None, None]
     if mask is None:
         return future
-    if mask.ndim != 2 or mask.shape[1] != length:
-        raise ValueError(f"attention_mask must have shape (batch, sequence) with {length} tokens, got {mask.shape}.")
     return future + jnp.where(mask == 1, 0.0, _LOWEST)[:, None, None]
 
 

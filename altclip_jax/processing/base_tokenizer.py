@@ -252,6 +252,12 @@ class BaseTokenizer:
         """The number of ids without added tokens; `len` counts them too."""
         return self._vocabulary.size
 
+    @property
+    def highest_id(self) -> int:
+        """The highest id that a text can get: an added token's may lie beyond a gap."""
+        added = (self._vocabulary.index(token.content) for token in self._settings.tokens)
+        return max(len(self) - 1, *(index for index in added if index is not None))
+
     def __len__(self) -> int:
         return len(self._vocabulary)
 

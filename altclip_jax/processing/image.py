@@ -236,6 +236,13 @@ class AltCLIPImageProcessor:
             result = np.ascontiguousarray(np.moveaxis(_rescale_and_normalize(pictures, factor, mean_std), -1, -3))
         return result if data_format == "channels_first" else np.ascontiguousarray(np.moveaxis(result, -3, -1))
 
+    @property
+    def output_size(self) -> tuple[int, int] | None:
+        """The height and width that every picture gets; None if they depend on the picture."""
+        if self.do_center_crop:
+            return self.crop_size["height"], self.crop_size["width"]
+        return (self.size["height"], self.size["width"]) if self.do_resize and "height" in self.size else None
+
     def replace(self, **overrides: Any) -> Self:
         """Returns a copy with some fields changed; None leaves a field as it is, but for `background` it is a value.
 

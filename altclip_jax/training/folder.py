@@ -26,6 +26,7 @@ from altclip_jax.machine import default_device
 from altclip_jax.model.altclip import AltCLIPModel
 from altclip_jax.model.clip import CLIPModel
 from altclip_jax.model.two_towers import TwoTowerModel
+from altclip_jax.processing.fit import load_processor
 from altclip_jax.processing.processor import AltCLIPProcessor
 from altclip_jax.training.checkpoint import CheckpointStore, load_tree, save_tree
 from altclip_jax.training.config import RunConfig
@@ -82,12 +83,13 @@ def begin(config: RunConfig, folder: Path, mesh: Mesh) -> Params:
     """Fills the folder of a new run from the source of its model, and returns the parameters that train, on the mesh.
 
     Raises:
-        ValueError: the source is not a model of this stage.
+        ValueError: the source is not a model of this stage, or its processor is not that of the model.
         OSError: it is missing, or the folder cannot be written.
     """
     source = pretrained.fetch(config.model.source)
     kind = model_class(source, config)
     refuse_quantized(source, "training")
+    processor = load_processor(config.model.source, kind.config_class.from_json(source))
     model, params = kind.from_pretrained(source, mesh=mesh)
     if unknown := sorted(set(config.model.fresh) - set(params)):
         raise ValueError(f"model.fresh={unknown} are no parts of this model, whose parts are {', '.join(params)}.")
@@ -98,7 +100,7 @@ def begin(config: RunConfig, folder: Path, mesh: Mesh) -> Params:
     trained, locked = split(params, config.model.train, config.model.frozen)
     if is_first():
         _forget_others(config, folder)
-        AltCLIPProcessor.from_pretrained(config.model.source).save_pretrained(folder / "model")
+        processor.save_pretrained(folder / "model")
         model.config.save(folder / "model")
     for part in locked:
         save_tree(folder / "locked" / part, {part: locked[part]})

@@ -21,7 +21,8 @@ from altclip_jax.data.text_pair_stream import TextPairStream
 from altclip_jax.files import hub
 from altclip_jax.model.clip import CLIPTextModel, CLIPTextModelWithProjection
 from altclip_jax.model.two_towers import TwoTowerModel
-from altclip_jax.processing.processor import TOKENIZER_FILES, AltCLIPProcessor
+from altclip_jax.processing.fit import check_tokenizer, load_processor
+from altclip_jax.processing.processor import TOKENIZER_FILES
 from altclip_jax.processing.tokenizer import load_tokenizer
 from altclip_jax.training.config import RunConfig, SourceSettings
 from altclip_jax.training.evaluate import image_text_metrics, text_pair_metrics
@@ -123,7 +124,7 @@ def contrastive(builder: Builder) -> Parts:
     config, data, model = builder.config, builder.config.data, builder.model
     image_locked = "vision_model" not in config.model.train
     objective = contrastive_objective(config, model, builder.mesh)
-    processor = AltCLIPProcessor.from_pretrained(builder.folder / "model")
+    processor = load_processor(builder.folder / "model", builder.model.config)
     stored = builder.storing and image_locked and data.store_image_features and not data.augmentation
     open_stream = functools.partial(image_text_stream, data, processor=processor, seed=config.seed)
     stream, evaluated = open_stream(data.train, augmented=True), open_stream(data.evaluate) if data.evaluate else None
@@ -216,12 +217,12 @@ def teacher_learning(builder: Builder) -> Parts:
     """Parallel text, and the teacher or what it says of the English side.
 
     Raises:
-        ValueError: the states of student and teacher have different widths.
+        ValueError: the states of student and teacher have different widths, or the teacher's tokenizer is not its own.
     """
     config = builder.config
     assert config.teacher is not None
     target = config.teacher.target
-    student = AltCLIPProcessor.from_pretrained(builder.folder / "model").tokenizer
+    student = load_processor(builder.folder / "model", builder.model.config).tokenizer
     source = pretrained.fetch(config.teacher.source)
     kind = CLIPTextModelWithProjection if target == "projected" else CLIPTextModel
     stored = config.teacher.store and builder.storing
@@ -231,6 +232,7 @@ def teacher_learning(builder: Builder) -> Parts:
     objective = TeacherLearning(builder.model, teacher, target)
     check_widths(builder.model, teacher, target)
     tokenizer = load_tokenizer(hub.fetch_files(config.teacher.source, TOKENIZER_FILES))
+    check_tokenizer(teacher.config, tokenizer, str(config.teacher.source))
     open_stream = functools.partial(text_pair_stream, config, teacher=tokenizer, student=student)
     stream, lookup = open_stream(config.data.train), None
     teach = builder.passes.encoder(

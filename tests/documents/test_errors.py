@@ -70,7 +70,7 @@ class Hostile:
 def folder(tmp_path_factory):
     """A folder with a model, and with what is wrong in the ways that the document names."""
     folder = tmp_path_factory.mktemp("errors")
-    for name in ("model", "cut", "unfit", "no_weights", "hostile", "other"):
+    for name in ("model", "cut", "unfit", "no_weights", "hostile", "other", "misfit"):
         shutil.copytree(default_checkpoint(), folder / name)
     weights = "model.safetensors"
     data = (folder / "model" / weights).read_bytes()
@@ -84,6 +84,9 @@ def folder(tmp_path_factory):
         file.writestr("archive/data.pkl", pickle.dumps(Hostile(), protocol=2))
     config = json.loads((folder / "other" / "config.json").read_text(encoding="utf-8"))
     (folder / "other" / "config.json").write_text(json.dumps({**config, "model_type": "blip"}), encoding="utf-8")
+    config["text_config"]["pad_token_id"] = 5
+    (folder / "misfit" / "config.json").write_text(json.dumps(config), encoding="utf-8")
+    altclip_jax.AltCLIPImageProcessor(crop_size=48).save_pretrained(folder / "misfit")
     for name in ("empty", "photos"):
         (folder / name).mkdir()
     for name in ("cat", "rocket"):

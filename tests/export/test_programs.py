@@ -153,8 +153,10 @@ def test_what_cannot_be_exported_is_said_and_nothing_is_written(options, words, 
 
 
 def test_an_image_processor_for_another_size_is_refused(clip, tmp_path):
+    with pytest.raises(ValueError, match=r"does not fit the model:\n  - .* pictures of 48\*48 pixels"):
+        changed(clip, crop_size=48)
     with pytest.raises(ValueError, match="gives pictures of 48x48 pixels and the model takes 32x32"):
-        export_program(changed(clip, crop_size=48), tmp_path)
+        programs.programs_of(clip.model, clip.params, clip.processor.image_processor.replace(crop_size=48), ["image"])
     with pytest.raises(ValueError, match="gives pictures of many sizes"):
         export_program(changed(clip, do_center_crop=False), tmp_path)
     export_program(changed(clip, do_center_crop=False), tmp_path, programs=["text"])

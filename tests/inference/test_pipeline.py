@@ -6,6 +6,8 @@ import pytest
 
 from altclip_jax import AltCLIP
 from altclip_jax.inference import encoders
+from altclip_jax.inference.compiled import CompiledEncoders
+from altclip_jax.inference.pmapped import pmap_encoders, replicated
 
 
 @pytest.fixture(scope="module")
@@ -80,3 +82,55 @@ def test_a_batch_of_no_size_is_refused(clip, pictures, size):
         clip.encode_images(pictures, batch_size=size)
     with pytest.raises(error, match=rf"batch_size={size} "):
         clip.encode_text(["cat"], batch_size=size)
+
+
+IDS = np.array([[0, 5, 6, 2], [0, 7, 2, 1]])
+MASK = (IDS != 1).astype(np.int32)
+
+
+@pytest.fixture(scope="module")
+def doors(clip):
+    """All ways by which ids come to a compiled program."""
+    copies = replicated(clip.params)
+    return {
+        "jitted": lambda ids, mask: encoders.encode_text(clip.model, clip.params, ids, mask),
+        "ahead of time": CompiledEncoders(clip.model, clip.params).text,
+        "pmap": lambda ids, mask: pmap_encoders(clip.model)[0](copies, ids, mask),
+    }
+
+
+@pytest.mark.parametrize("array", [np.asarray, jnp.asarray])
+@pytest.mark.parametrize(
+    ("ids", "mask", "words"),
+    [
+        (np.where(IDS == 7, 8000, IDS), MASK, "1 value.s. outside the vocabulary of 8000 rows, such as 8000"),
+        (np.where(IDS == 7, -1, IDS), MASK, "such as -1"),
+        (IDS.astype(np.float32), MASK, "input_ids must be integers"),
+        (np.full((2, 65), 5), np.ones((2, 65), np.int32), "65 tokens and the position table ends after 64"),
+        (IDS, MASK[:, :1], r"attention_mask must have shape \(2, 4\) or \(2, 4, 4\) .* got int32 of shape \(2, 1\)"),
+        (np.repeat(IDS, 2, 0), MASK, r"attention_mask must have shape \(4, 4\)"),
+        (IDS, MASK[0], r"got int32 of shape \(4,\)"),
+    ],
+)
+@pytest.mark.parametrize("door", ["jitted", "ahead of time", "pmap"])
+def test_ids_that_are_known_are_checked_before_a_compiled_program_gets_them(doors, door, ids, mask, words, array):
+    with pytest.raises(ValueError, match=words):
+        doors[door](array(ids), array(mask))
+
+
+def test_ids_that_are_right_once_they_are_cut_to_32_bits_are_wrong(doors):
+    for door in doors.values():
+        with pytest.raises(ValueError, match="such as 4294967301"):
+            door(IDS + 2**32 * (IDS == 5), MASK)
+
+
+def test_one_row_of_a_mask_is_for_all_texts_under_jit(doors):
+    ids = np.array([[0, 5, 2, 1], [0, 7, 2, 1]])
+    rows = [doors["jitted"](ids, mask) for mask in (MASK[1:], np.repeat(MASK[1:], 2, 0))]
+    np.testing.assert_array_equal(*rows)
+
+
+def test_a_tokenizer_that_gets_more_ids_later_gives_no_nan(clip, monkeypatch):
+    monkeypatch.setattr(clip.processor.tokenizer._vocabulary, "encode", lambda texts, _: [[5, 8000] for _ in texts])
+    with pytest.raises(ValueError, match="outside the vocabulary of 8000 rows, such as 8000"):
+        clip.similarity([], ["cat"])

@@ -149,8 +149,11 @@ def test_dropout_needs_a_key_and_follows_it():
         ({"input_ids": np.zeros((1, 3))}, "input_ids must be integers"),
         ({"input_ids": np.array([[3, 50]])}, "outside the vocabulary of 50 rows"),
         ({"input_ids": IDS, "position_ids": IDS}, "outside the position table of 10 rows"),
-        ({"input_ids": IDS, "attention_mask": np.ones((2, 6))}, r"with 7 tokens, got \(2, 6\)"),
-        ({"input_ids": IDS, "attention_mask": np.ones((2, 7, 7))}, r"got \(2, 7, 7\)"),
+        (
+            {"input_ids": IDS, "attention_mask": np.ones((2, 6))},
+            r"shape \(2, 7\) beside .* got float64 of shape \(2, 6\)",
+        ),
+        ({"input_ids": IDS, "attention_mask": np.ones((2, 7, 7))}, r"got float64 of shape \(2, 7, 7\)"),
     ],
 )
 def test_what_does_not_fit_is_refused(clip, given, words):

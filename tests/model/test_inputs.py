@@ -29,6 +29,15 @@ def text(config, params):
         ({"input_ids": np.array([[0.0, 5.0]])}, "must be integers"),
         ({"inputs_embeds": np.ones((1, 2, 9))}, r"\(batch, sequence, 16\)"),
         ({"input_ids": np.array([[0, 5]]), "attention_mask": np.ones((1, 1, 2, 2))}, "attention_mask must have shape"),
+        ({"input_ids": np.array([[0, 5]]), "attention_mask": np.ones((1, 1))}, r"\(1, 2\) or \(1, 2, 2\) beside"),
+        ({"input_ids": np.array([[0, 5]] * 3), "attention_mask": np.ones((2, 2))}, r"got float64 of shape \(2, 2\)"),
+        (
+            {"input_ids": np.array([[0, 5]]), "position_ids": np.array([2, 3])},
+            r"position_ids must be integers of shape",
+        ),
+        ({"input_ids": np.array([[0, 5]]), "position_ids": np.array([[2]])}, r"shape \(1, 2\) beside these texts"),
+        ({"input_ids": np.array([[0, 5]]), "position_ids": np.array([[2.0, 3.0]])}, "got float64"),
+        ({"input_ids": np.array([[0, 5]]), "token_type_ids": np.array([[0]])}, "token_type_ids must be integers"),
         ({"input_ids": np.array([[0, 5]]), "head_mask": np.ones(3)}, r"\(heads,\) = \(2,\)"),
     ],
 )

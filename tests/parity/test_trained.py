@@ -1,6 +1,7 @@
 """What training exports is loaded by transformers with equal outputs."""
 
 import json
+from pathlib import Path
 
 import jax
 import numpy as np
@@ -12,6 +13,8 @@ from altclip_jax import AltCLIPModel, AltCLIPProcessor, CLIPModel
 from altclip_jax.assets import PICTURES, default_checkpoint
 from altclip_jax.training.config import RunConfig
 from altclip_jax.training.loop import train
+
+TEACHER = Path(__file__).parents[2] / "recipes" / "emoji" / "teacher"
 
 
 @pytest.fixture
@@ -68,12 +71,12 @@ def test_a_trained_student_is_read_by_transformers_with_equal_outputs(run):
 def test_a_trained_clip_is_read_by_transformers_with_equal_outputs(run, tmp_path):
     small = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 1, "num_attention_heads": 2}
     config = transformers.CLIPConfig(
-        text_config={**small, "vocab_size": 8000, "max_position_embeddings": 66, "eos_token_id": 2},
+        text_config={**small, "vocab_size": 2048, "max_position_embeddings": 66, "eos_token_id": 2047},
         vision_config={**small, "image_size": 32, "patch_size": 16},
         projection_dim=24,
     )
     transformers.CLIPModel(config).save_pretrained(tmp_path / "clip")
-    AltCLIPProcessor.from_pretrained(default_checkpoint()).save_pretrained(tmp_path / "clip")
+    AltCLIPProcessor.from_pretrained(TEACHER).save_pretrained(tmp_path / "clip")
     everything = ["text_model", "vision_model", "text_projection", "visual_projection", "logit_scale"]
     folder = run(tmp_path / "clip", train=everything, dtype="bfloat16")
     params = compared(folder, CLIPModel, transformers.CLIPModel)

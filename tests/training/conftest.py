@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from pathlib import Path
 
 import jax
 import numpy as np
@@ -32,6 +33,7 @@ VISION = {
     "attention_dropout": 0.1,
 }
 ROWS = 16
+TEACHER = Path(__file__).parents[2] / "recipes" / "emoji" / "teacher"  # whose processor the tiny CLIP has
 
 
 @pytest.fixture(scope="session")
@@ -88,12 +90,12 @@ def workshop(tmp_path_factory):
     student = AltCLIPModel(AltCLIPConfig(text_config={**TEXT, **tokenizer}, vision_config=picture, projection_dim=16))
     student.save_pretrained(folder / "student", student.init_params(jax.random.key(0)))
     text = {
-        "vocab_size": 8000,
+        "vocab_size": 2048,
         "hidden_size": 16,
         "intermediate_size": 24,
         "num_hidden_layers": 1,
         "num_attention_heads": 2,
-        "eos_token_id": 2,  # read at the highest id, whatever the tokenizer
+        "eos_token_id": 2047,
     }
     clip = CLIPModel(CLIPConfig(text_config=text, vision_config={**picture, "num_hidden_layers": 1}, projection_dim=16))
     clip.save_pretrained(folder / "clip", clip.init_params(jax.random.key(1)))
@@ -101,8 +103,8 @@ def workshop(tmp_path_factory):
     config = student.config.to_dict()
     config["text_config"] |= {"hidden_dropout_prob": 0.1, "attention_probs_dropout_prob": 0.1}
     (folder / "forgetful/config.json").write_text(json.dumps(config))
-    for name in ("student", "forgetful", "clip"):
-        AltCLIPProcessor.from_pretrained(default_checkpoint()).save_pretrained(folder / name)
+    for name, source in (("student", default_checkpoint()), ("forgetful", default_checkpoint()), ("clip", TEACHER)):
+        AltCLIPProcessor.from_pretrained(source).save_pretrained(folder / name)
     captions = json.loads((PICTURES / "names.json").read_text(encoding="utf-8"))
     with (folder / "pictures.jsonl").open("w", encoding="utf-8") as file:
         for thing, names in captions.items():

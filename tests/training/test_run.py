@@ -404,6 +404,31 @@ def test_what_does_not_fit_the_stage_is_refused(settings, workshop):
         train(settings(model__train=["vision"]), quiet=True)
 
 
+def test_a_processor_of_another_model_is_refused_before_the_folder_is_filled(settings, workshop, tmp_path):
+    for source, words in (
+        ("student", "pads with 1 and text_config.pad_token_id=3"),
+        ("clip", "ends texts with id 2047"),
+    ):
+        shutil.copytree(workshop / source, tmp_path / source)
+        values = json.loads((workshop / source / "config.json").read_text(encoding="utf-8"))
+        values["text_config"] |= {"pad_token_id": 3, "eos_token_id": 5}
+        (tmp_path / source / "config.json").write_text(json.dumps(values), encoding="utf-8")
+        with pytest.raises(ValueError, match=f"The processor of .*{source} does not fit the model:\n(.*\n)?.*{words}"):
+            train(settings(model__source=str(tmp_path / source)), quiet=True)
+        assert not {"model", "locked", "config.json"} & {path.name for path in (tmp_path / "run").iterdir()}
+    with pytest.raises(ValueError, match=r"The tokenizer of .*clip does not fit the model:\n  - .*eos_token_id=5"):
+        train(settings("teacher", teacher__source=str(tmp_path / "clip")), quiet=True)
+
+
+def test_a_run_does_not_go_on_with_the_processor_of_another_model(settings):
+    config = settings(steps=2)
+    train(config, quiet=True)
+    file = Path(config.folder) / "model" / "preprocessor_config.json"
+    file.write_text(file.read_text(encoding="utf-8").replace("32", "48"), encoding="utf-8")
+    with pytest.raises(ValueError, match=r"The processor of .*model does not fit the model:\n  - .*48\*48 pixels"):
+        train(settings(steps=2), quiet=True)
+
+
 def test_the_recipes_are_read():
     recipes = sorted((Path(__file__).parents[2] / "recipes").rglob("*.toml"))
     assert recipes

@@ -74,6 +74,7 @@ class CLIPTextModel(PretrainedModel):
         types: dict[str, Any] = {"dtype": self.dtype, "param_dtype": self.param_dtype}
         output_attentions = static_flag("output_attentions", output_attentions, config.output_attentions)
         output_hidden_states = static_flag("output_hidden_states", output_hidden_states, config.output_hidden_states)
+        deterministic = static_flag("deterministic", deterministic, True)
         check_causal_text_inputs(config, input_ids, position_ids, attention_mask)
         input_ids = jnp.asarray(input_ids)
         bias = causal_bias(input_ids.shape[1], None if attention_mask is None else jnp.asarray(attention_mask))

@@ -126,6 +126,7 @@ class AltCLIPTextModel(PretrainedModel):
         types: dict[str, Any] = {"dtype": self.dtype, "param_dtype": self.param_dtype}
         output_attentions = static_flag("output_attentions", output_attentions, config.output_attentions)
         output_hidden_states = static_flag("output_hidden_states", output_hidden_states, config.output_hidden_states)
+        deterministic = static_flag("deterministic", deterministic, True)
         check_text_inputs(config, input_ids, inputs_embeds, position_ids, token_type_ids, attention_mask)
         bias = None if attention_mask is None else attention_bias(jnp.asarray(attention_mask))
         x = self._embed(input_ids, inputs_embeds, token_type_ids, position_ids)

@@ -96,7 +96,7 @@ class TwoTowerModel(PretrainedModel):
             "output_hidden_states": static_flag(
                 "output_hidden_states", output_hidden_states, config.output_hidden_states
             ),
-            "deterministic": deterministic,
+            "deterministic": static_flag("deterministic", deterministic, True),
         }
         return_loss = static_flag("return_loss", return_loss, False)
         text = self.text_model(**text_inputs, **flags)

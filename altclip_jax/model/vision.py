@@ -61,6 +61,7 @@ class AltCLIPVisionModel(PretrainedModel):
         types: dict[str, Any] = {"dtype": self.dtype, "param_dtype": self.param_dtype}
         output_attentions = static_flag("output_attentions", output_attentions, config.output_attentions)
         output_hidden_states = static_flag("output_hidden_states", output_hidden_states, config.output_hidden_states)
+        deterministic = static_flag("deterministic", deterministic, True)
         interpolate_pos_encoding = static_flag("interpolate_pos_encoding", interpolate_pos_encoding, False)
         check_pixel_values(config, pixel_values, interpolate_pos_encoding)
         x = self._embed(jnp.asarray(pixel_values), interpolate_pos_encoding)

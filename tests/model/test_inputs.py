@@ -1,12 +1,23 @@
 """What does not fit is refused by name before the device answers with NaN or another row."""
 
 import functools
+import inspect
 
 import jax
 import numpy as np
 import pytest
 
-from altclip_jax import AltCLIPTextModel
+from altclip_jax import (
+    AltCLIPModel,
+    AltCLIPTextModel,
+    AltCLIPVisionModel,
+    CLIPModel,
+    CLIPTextModel,
+    CLIPTextModelWithProjection,
+    CLIPVisionModel,
+)
+
+TOWER = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 20}
 
 
 @pytest.fixture(scope="module")
@@ -85,6 +96,35 @@ def test_missing_inputs_and_unequal_pairs(model, params, batch):
         model.apply({"params": params}, batch["input_ids"], batch["pixel_values"][:3], return_loss=True)
 
 
-def test_a_traced_flag_is_explained(model, params, batch):
-    with pytest.raises(TypeError, match=r"functools\.partial\(model\.apply, return_loss=True\)"):
-        jax.jit(model.apply)({"params": params}, **batch, return_loss=True)
+@pytest.mark.parametrize(
+    "model_class",
+    [
+        AltCLIPModel,
+        AltCLIPTextModel,
+        AltCLIPVisionModel,
+        CLIPModel,
+        CLIPTextModel,
+        CLIPTextModelWithProjection,
+        CLIPVisionModel,
+    ],
+)
+def test_a_traced_flag_is_explained(model_class, batch):
+    towers = {"text_config": TOWER, "vision_config": TOWER | {"image_size": 12, "patch_size": 4}}
+    kind = model_class.config_class
+    model = model_class(kind.from_dict({"model_type": kind.model_type, **towers}))
+    inputs = {name: batch[name] for name in model.example_inputs()}
+    arguments = inspect.signature(model_class.__call__).parameters
+    flags = [name for name, argument in arguments.items() if "bool" in str(argument.annotation)]
+    assert {"output_attentions", "deterministic"} < set(flags)
+    for name in flags:
+        words = rf"functools\.partial\(model\.apply, {name}=True\)\) or static_argnames=\('{name}',\)"
+        with pytest.raises(TypeError, match=words):
+            jax.eval_shape(model.apply, {"params": model.param_shapes()}, **inputs, **{name: True})
+
+
+def test_a_static_flag_decides(text, batch):
+    ids, key = batch["input_ids"], {"dropout": jax.random.key(0)}
+    apply = jax.jit(text, static_argnames="deterministic")
+    plain, dropped = (apply(ids, deterministic=flag, rngs=key).pooler_output for flag in (True, False))
+    assert np.array_equal(plain, apply(ids).pooler_output)
+    assert not np.allclose(plain, dropped, atol=0.1)

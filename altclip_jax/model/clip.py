@@ -25,7 +25,7 @@ from altclip_jax.weights.families import CLIP
 from altclip_jax.weights.rules import RuleTable
 
 
-def end_of_text(input_ids: Int[Array, "batch sequence"], config: CLIPTextConfig) -> Int[Array, batch]:
+def end_of_text(input_ids: Int[Array, "batch sequence"], config: CLIPTextConfig) -> Int[Array, " batch"]:
     """Returns the position at which each text is read off, by the rule that the configuration asks for.
 
     A text without the end-of-text token is read off at its first position, as in the reference.

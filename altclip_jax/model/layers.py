@@ -112,7 +112,7 @@ class Attention(nn.Module):
         self,
         x: Float[Array, "batch sequence embed"],
         bias: Float[Array, "batch 1 query key"] | None,
-        head_mask: Float[Array, head] | None,
+        head_mask: Float[Array, " head"] | None,
         output_attentions: bool,
         deterministic: bool,
     ) -> tuple[Float[Array, "batch sequence embed"], Float[Array, "batch head query key"] | None]:
@@ -233,7 +233,7 @@ class MLP(nn.Module):
 
 
 def lookup(
-    table: Float[Array, "rows embed"] | QuantizedArray, ids: Int[Array, ...], frozen_row: int | None = None
+    table: Float[Array, "rows embed"] | QuantizedArray, ids: Int[Array, " ..."], frozen_row: int | None = None
 ) -> Float[Array, "... embed"]:
     """Rows of an embedding table; a row outside it is NaN, never another row's value.
 

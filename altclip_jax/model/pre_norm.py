@@ -55,7 +55,7 @@ class PreNormBlock(nn.Module):
         self,
         x: Float[Array, "batch sequence embed"],
         bias: Float[Array, "#batch 1 query key"] | None,
-        head_mask: Float[Array, head] | None,
+        head_mask: Float[Array, " head"] | None,
         output_attentions: bool,
         deterministic: bool,
     ) -> tuple[Array, Array | None]:

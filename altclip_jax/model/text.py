@@ -106,7 +106,7 @@ class AltCLIPTextModel(PretrainedModel):
         attention_mask: Shaped[Array, "batch ..."] | None = None,
         token_type_ids: Int[Array, "#batch sequence"] | None = None,
         position_ids: Int[Array, "#batch sequence"] | None = None,
-        head_mask: Float[Array, ...] | None = None,
+        head_mask: Float[Array, " ..."] | None = None,
         inputs_embeds: Float[Array, "batch sequence embed"] | None = None,
         output_attentions: bool | None = None,
         output_hidden_states: bool | None = None,

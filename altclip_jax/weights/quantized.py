@@ -63,7 +63,7 @@ class QuantizedArray:
         """Returns the array."""
         raise NotImplementedError
 
-    def rows(self, ids: Int[Array, ...]) -> Array:
+    def rows(self, ids: Int[Array, " ..."]) -> Array:
         """Returns rows of a table; those outside it are NaN."""
         return _take(self.dequantize(), ids, jnp.nan)
 
@@ -85,7 +85,7 @@ class Int8Array(QuantizedArray):
         values: Array = self.codes.astype(jnp.float32) * self.scales
         return values.astype(self.dtype)
 
-    def rows(self, ids: Int[Array, ...]) -> Array:
+    def rows(self, ids: Int[Array, " ..."]) -> Array:
         """Returns rows of a table of which each has its scale, without making an array of the others."""
         values: Array = _take(self.codes, ids, 0).astype(jnp.float32) * _take(self.scales, ids, jnp.nan)
         return values.astype(self.dtype)
@@ -133,7 +133,7 @@ def as_array(leaf: Any) -> Any:
     return leaf.dequantize() if isinstance(leaf, QuantizedArray) else leaf
 
 
-def take_rows(table: Any, ids: Int[Array, ...]) -> Float[Array, "... embed"]:
+def take_rows(table: Any, ids: Int[Array, " ..."]) -> Float[Array, "... embed"]:
     """Returns rows of a table, whether or not it is stored in few bits; a row outside it is NaN."""
     return table.rows(ids) if isinstance(table, QuantizedArray) else _take(table, ids, jnp.nan)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
+from altclip_jax.files.user_cache import user_cache
 from altclip_jax.machine import processor
 
 SWITCH = "ALTCLIP_COMPILATION_CACHE"
@@ -20,8 +21,10 @@ def keep_compiled_programs() -> None:
     said = os.environ.get(SWITCH)
     if said == "off" or "JAX_COMPILATION_CACHE_DIR" in os.environ:
         return
-    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-    folder = (Path(said) if said else cache / "altclip_jax" / "compiled") / processor()
+    cache = Path(said) if said else user_cache()
+    if cache is None:
+        return
+    folder = (cache if said else cache / "compiled") / processor()
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError:

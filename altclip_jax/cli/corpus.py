@@ -119,6 +119,7 @@ def _embed_share(options: argparse.Namespace, folder: Path, share: tuple[int, in
                 share=share,
                 mesh=local_mesh(options.fsdp, options.tensor),
                 progress=progress,
+                say=lambda text: print(f"altclip: {text}", file=sys.stderr),
             )
     except KeyboardInterrupt:
         again = shlex.join(sys.argv[1:] + ([] if options.resume else ["--resume"]))

@@ -89,8 +89,9 @@ def _approximate(folder: Path, kinds: Sequence[Kind], recipe: str | None) -> dic
 def _search(options: argparse.Namespace) -> None:
     import numpy as np
 
-    from altclip_jax.corpus.embed import fingerprint
+    from altclip_jax.corpus.embed import doubt
     from altclip_jax.corpus.search import search
+    from altclip_jax.weights.fingerprint import version_of
 
     if options.probes is not None and not options.approximate:
         raise ValueError("--probes says how many lists an approximate search looks through: add --approximate.")
@@ -98,11 +99,14 @@ def _search(options: argparse.Namespace) -> None:
         raise ValueError("There is nothing to search for: give texts, or pictures with --image.")
     index = _opened(options)
     clip = load_model(options)
-    if index.told["fingerprint"] != fingerprint(clip.params):
+    version = version_of(index.told["fingerprint"])
+    if index.told["fingerprint"] != clip.fingerprint(version):
         raise ValueError(
             f"{index.folder} is of another model, {index.told['model']}, whose embeddings this one's cannot be compared"
             " with: name it with --model."
         )
+    if version == 1:
+        print(f"altclip: {doubt(index.folder)}", file=sys.stderr)
     queries = np.concatenate([clip.encode_text(options.texts), clip.encode_images(options.image)])
     if options.approximate:
         from altclip_jax.corpus.approximate import ApproximateIndex

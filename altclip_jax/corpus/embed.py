@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
-import hashlib
 import time
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
@@ -17,7 +17,7 @@ from jax.sharding import Mesh
 from altclip_jax.corpus.forms import Rows, require
 from altclip_jax.corpus.items import Corpus
 from altclip_jax.corpus.spool import NAME as STANDARD_INPUT
-from altclip_jax.corpus.store import Description, Kind, Store
+from altclip_jax.corpus.store import DESCRIPTION, Description, Kind, Store
 from altclip_jax.data.ahead import Ahead, in_batches
 from altclip_jax.data.augment import Augmentation
 from altclip_jax.data.batches import keep_tokenizers_single
@@ -29,9 +29,7 @@ from altclip_jax.inference.compiled import CompiledEncoders
 from altclip_jax.inference.encoders import Encoding, in_flight
 from altclip_jax.inference.pipeline import AltCLIP
 from altclip_jax.inference.token_batches import TokenBatching
-from altclip_jax.weights.convert import Params, flatten
-
-_SMALL = 4096  # numbers of a parameter up to which it counts for the fingerprint
+from altclip_jax.weights.fingerprint import VERSION, version_of
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -84,11 +82,11 @@ class _Read(NamedTuple):
     faults: list[SampleError]
 
 
-def describe(clip: AltCLIP, corpus: Corpus, settings: Settings) -> Description:
-    """Returns what a store of these embeddings says of itself."""
+def describe(clip: AltCLIP, corpus: Corpus, settings: Settings, *, version: int = VERSION) -> Description:
+    """Returns what a store of these embeddings says of itself, with a fingerprint of that version."""
     return Description(
         model=clip.name,
-        fingerprint=fingerprint(clip.params),
+        fingerprint=clip.fingerprint(version),
         width=clip.model.config.projection_dim,
         computed=str(np.dtype(clip.model.dtype)),
         stored=settings.stored,
@@ -101,14 +99,12 @@ def describe(clip: AltCLIP, corpus: Corpus, settings: Settings) -> Description:
     )
 
 
-def fingerprint(params: Params) -> str:
-    """Returns a hash of the small parameters, the biases and scales, by which two checkpoints are told apart."""
-    digest = hashlib.sha256()
-    for path, leaf in sorted(flatten(params).items()):
-        digest.update(f"{path} {leaf.shape} {leaf.dtype}\n".encode())
-        if leaf.size <= _SMALL:
-            digest.update(np.asarray(leaf).tobytes())
-    return digest.hexdigest()[:16]
+def doubt(folder: Path) -> str:
+    """Returns what a store or an index of version 0.1.0 leaves open about its model."""
+    return (
+        f"{folder} was begun by altclip_jax 0.1.0, which told models apart by their small parameters alone, biases and"
+        " scales. This model has the same; whether the large ones are the same is not known. To be sure, embed again."
+    )
 
 
 def embed_corpus(
@@ -121,6 +117,7 @@ def embed_corpus(
     share: tuple[int, int] = (0, 1),
     mesh: Mesh | None = None,
     progress: Callable[[Pace], None] | None = None,
+    say: Callable[[str], object] = warnings.warn,
 ) -> Pace:
     """Embeds the parts of a corpus that are not there yet.
 
@@ -133,6 +130,7 @@ def embed_corpus(
         share: (i, n): of n processes this is number i, and makes the parts i, i + n, ...
         mesh: Devices of this process; None: one.
         progress: Told after each batch.
+        say: Is told what the store of an earlier version leaves open.
 
     Raises:
         FileExistsError: there is a store, and `resume` is not set; or something else is there.
@@ -140,7 +138,11 @@ def embed_corpus(
         OSError: the store cannot be written, or the machine fails while items are read.
     """
     keep_apart((path for path in corpus.files if path != str(folder / STANDARD_INPUT)), folder)
-    store = Store.begin(folder, describe(clip, corpus, settings), resume=resume)
+    there = resume and (folder / DESCRIPTION).is_file()
+    version = version_of(Store.open(folder).description.fingerprint) if there else VERSION
+    store = Store.begin(folder, describe(clip, corpus, settings, version=version), resume=resume)
+    if version == 1:
+        say(doubt(folder))
     run = _Run(clip, corpus, store, settings, mesh)
     with hold_together(folder / ".lock", store.clear):
         own = [part for part in store.missing() if part % share[1] == share[0]]

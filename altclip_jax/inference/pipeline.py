@@ -23,6 +23,7 @@ from altclip_jax.processing.lengths import positive
 from altclip_jax.processing.processor import AltCLIPProcessor
 from altclip_jax.weights import pretrained
 from altclip_jax.weights.convert import Params, flatten
+from altclip_jax.weights.fingerprint import VERSION, Origin, fingerprint
 from altclip_jax.weights.quantization import QuantizationRule
 
 Progress = Callable[[int], None]
@@ -39,6 +40,7 @@ class AltCLIP:
         """
         check_processor(model.config, processor, name)
         self.model, self.params, self.processor, self.name = model, params, processor, name
+        self._origin: Origin | None = None
 
     @classmethod
     def from_pretrained(
@@ -59,9 +61,23 @@ class AltCLIP:
         where: dict[str, Any] = {"revision": revision, "local_files_only": local_files_only}
         folder = pretrained.fetch(place, **where)
         kind = CLIPModel if kind_of(folder) == ("clip", "full") else AltCLIPModel
+        origin = Origin(folder, repr(quantize))
         model, params = kind.from_pretrained(folder, dtype=dtype, param_dtype=param_dtype, quantize=quantize)
         processor = AltCLIPProcessor.from_pretrained(place, **where)
-        return cls(model, params, processor, name="embedded default" if source is None else str(source))
+        clip = cls(model, params, processor, name="embedded default" if source is None else str(source))
+        clip._origin = origin.told_of(params)
+        return clip
+
+    def fingerprint(self, version: int = VERSION) -> str:
+        """Returns what tells its parameters from all others: a hash of all their bytes, and how they are stored.
+
+        Of gigabytes it takes seconds, the first time; where they come from files it is kept in the user's cache.
+
+        Raises:
+            ValueError: this library does not know the version.
+        """
+        origin = self._origin if version == VERSION else None
+        return fingerprint(self.params, version) if origin is None else origin.fingerprint(self.params)
 
     def encode_text(
         self, texts: str | Sequence[str], *, batch_size: int = 64, progress: Progress | None = None

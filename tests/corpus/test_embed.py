@@ -141,10 +141,37 @@ def test_a_store_of_something_else_is_not_continued(clip, corpus, mixed, tmp_pat
         embed_corpus(clip, other, folder, SMALL, resume=True)
 
 
-def test_another_checkpoint_is_told_by_its_parameters(clip, corpus):
-    changed = {**clip.params, "logit_scale": clip.params["logit_scale"] + 1}
-    other = type(clip)(clip.model, changed, clip.processor)
-    assert describe(clip, corpus, SMALL).differences(describe(other, corpus, SMALL))[0].startswith("fingerprint")
+@pytest.fixture
+def other(clip):
+    """A model of which only a large parameter is another."""
+    kernel = {"kernel": -3 * clip.params["text_projection"]["kernel"]}
+    return type(clip)(clip.model, {**clip.params, "text_projection": kernel}, clip.processor)
+
+
+def test_another_checkpoint_is_told_by_its_parameters(clip, other, corpus, tmp_path):
+    embed_corpus(clip, corpus, tmp_path / "store", SMALL)
+    with pytest.raises(ValueError, match=r"fingerprint was '2:.*' and is '2:.*"):
+        embed_corpus(other, corpus, tmp_path / "store", SMALL, resume=True)
+
+
+def test_a_store_of_0_1_0_goes_on_and_what_it_leaves_open_is_said(clip, other, corpus, tmp_path):
+    folder = tmp_path / "store"
+    embed_corpus(clip, corpus, folder, SMALL)
+    whole = snapshot(folder)
+    told = json.loads(whole["store.json"])
+    (folder / "store.json").write_text(json.dumps({**told, "fingerprint": clip.fingerprint(version=1)}))
+    (folder / "part-00001.json").unlink()
+    before = (folder / "store.json").read_bytes()
+    for model in (clip, other):  # it cannot tell these two apart
+        with pytest.warns(UserWarning, match=r"begun by altclip_jax 0\.1\.0, .* is not known"):
+            embed_corpus(model, corpus, folder, SMALL, resume=True)
+    assert snapshot(folder) == {**whole, "store.json": before}
+    changed = type(clip)(clip.model, {**clip.params, "logit_scale": clip.params["logit_scale"] + 1}, clip.processor)
+    with pytest.raises(ValueError, match="fingerprint was"):
+        embed_corpus(changed, corpus, folder, SMALL, resume=True)
+    (folder / "store.json").write_text(json.dumps({**told, "fingerprint": "3:0"}))
+    with pytest.raises(ValueError, match="version 3 was made by a later altclip_jax"):
+        embed_corpus(clip, corpus, folder, SMALL, resume=True)
 
 
 def test_names_that_are_not_utf8_come_back(clip, corpus, tmp_path):

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from altclip_jax import AltCLIPModel, cli
+from altclip_jax import AltCLIP, AltCLIPModel, cli
 from altclip_jax.assets import PICTURES, default_checkpoint
 from altclip_jax.corpus.contact_sheet import Row, contact_sheet, picture_of
 from altclip_jax.corpus.index import Index
@@ -117,13 +117,22 @@ def test_an_index_and_a_sheet_take_no_place_of_others(capsys, store, pictures, t
 
 def test_an_index_of_an_unfinished_store_or_another_model_is_refused(capsys, store, tmp_path):
     model, params = AltCLIPModel.from_pretrained(default_checkpoint())
-    changed = {**params, "logit_scale": params["logit_scale"] + 1}
+    changed = {**params, "text_projection": {"kernel": -3 * params["text_projection"]["kernel"]}}
     model.save_pretrained(tmp_path / "other", changed)
     for file in default_checkpoint().iterdir():
         if not (tmp_path / "other" / file.name).exists():
             (tmp_path / "other" / file.name).write_bytes(file.read_bytes())
     code, _, err = run(capsys, "search", "a", "--index", store, "--model", tmp_path / "other")
     assert (code, "another model, embedded default" in err) == (1, True)
+    told = store / "index" / "images.index.json"  # of version 0.1.0, which could not tell these two apart
+    kept = told.read_bytes()
+    old = AltCLIP.from_pretrained().fingerprint(version=1)
+    told.write_text(json.dumps({**json.loads(kept), "fingerprint": old}))
+    try:
+        code, _, err = run(capsys, "search", "a", "--index", store, "--model", tmp_path / "other")
+    finally:
+        told.write_bytes(kept)
+    assert (code, "begun by altclip_jax 0.1.0" in err) == (0, True)
     part = store / "part-00001.json"
     kept = part.read_bytes()
     part.unlink()

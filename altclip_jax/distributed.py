@@ -1,7 +1,8 @@
 """A run of several processes: how one joins it, and how it leaves when something is wrong.
 
 The processes meet at a coordinator, which lives in process 0. Its heartbeat is what ends a process that lost another:
-a dead peer may leave the others waiting in the devices' exchange, where no Python exception reaches them.
+a dead peer may leave the others waiting in the devices' exchange, where no Python exception reaches them. A process
+that fails is not dead yet, and tells the others by way of the coordinator: see `watched`.
 """
 
 from __future__ import annotations
@@ -9,21 +10,31 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import inspect
+import json
 import os
 import re
+import select
 import signal
 import socket
 import sys
 import threading
 import time
-from collections.abc import Iterator
-from typing import Any, NoReturn
+from collections.abc import Callable, Iterator
+from typing import Any, NamedTuple, NoReturn
 
 import jax
-from jax.experimental import multihost_utils
+
+from altclip_jax.exit_codes import ANOTHER_FAILED, ENDED_BY_SIGTERM
 
 _AGAIN = 0.2  # seconds between tries to reach the coordinator
-_BROKEN = re.compile("gloo|nccl|rccl|collective|connection", re.IGNORECASE)
+_LOOK = 0.5  # seconds between two looks for what another process has told
+_SOON = 3.0  # seconds within which what broke an exchange should be told
+_MOMENT = 10.0  # seconds to end in order, once a process has failed
+_WRITING = 45.0  # the same while a checkpoint is being written
+_PATIENCE = 60.0  # seconds in which who was asked to stop must come back to Python
+_WRITING_PATIENCE = 600.0  # the same while a checkpoint is being written
+_LONGEST_SENTENCE = 4000  # characters that are passed on
+_BROKEN = re.compile("gloo|nccl|rccl|collective|connection|barrier|coordination", re.IGNORECASE)
 _TIMEOUTS = ("heartbeat_timeout", "shutdown_timeout", "initialization_timeout")
 
 
@@ -128,11 +139,6 @@ def join(membership: Membership) -> None:
         )
 
 
-def finish() -> None:
-    """Waits until all processes are done, however long; what then ends them waits for no more than its timeout."""
-    multihost_utils.sync_global_devices("finish")
-
-
 def explained(error: BaseException) -> BaseException:
     """Returns a sentence for what jax raises where the exchange with another process breaks off, else the error."""
     if isinstance(error, jax.errors.JaxRuntimeError) and _BROKEN.search(str(error)):
@@ -149,6 +155,303 @@ def leave(code: int) -> NoReturn:
         with contextlib.suppress(OSError, ValueError):
             stream.flush()
     os._exit(code)
+
+
+class Failure(NamedTuple):
+    """What a process of the run met."""
+
+    process: int
+    sentence: str
+
+
+class OtherProcessError(ValueError):
+    """Another process of the run could not go on."""
+
+    def __init__(self, failure: Failure | None = None):
+        """Takes which one and why, as far as this is known."""
+        self.failure = failure
+        super().__init__(
+            "Another process of this run could not go on, and this one has ended with it."
+            if failure is None
+            else f"Process {failure.process} of this run could not go on, and this one has ended with it. It said: "
+            + failure.sentence
+        )
+
+
+class Watch:
+    """What `watched` gives; with one process all of it is free.
+
+    Attributes:
+        writing: Whether a checkpoint is being written, which is given more time.
+    """
+
+    def __init__(self, client: Any, name: str):
+        """Begins to watch, unless there is no client of the coordinator."""
+        self.writing: Callable[[], bool] = lambda: False
+        self._client, self._name = client, name
+        self._cause: Failure | None = None  # the first failure in the run
+        self._since = 0.0  # when it was known here
+        self._told = False
+        self._meetings = 0
+        self._asked: list[float] = []  # when signals came
+        self._alive, self._longest = time.monotonic(), 0.0
+        if client is not None:
+            self._process, self._processes = jax.process_index(), jax.process_count()
+            self._signals = _SignalNumbers()
+            self._closed = threading.Event()
+            self._thread = threading.Thread(target=self._run, name="altclip-watch", daemon=True)
+            self._thread.start()
+
+    def alive(self) -> None:
+        """Notes that the main thread is in Python and looks whether it was asked to stop."""
+        now = time.monotonic()
+        self._longest, self._alive = max(self._longest, now - self._alive), now
+
+    @contextlib.contextmanager
+    def telling(self) -> Iterator[None]:
+        """Tells the others at once of an error inside: before what is open around this is closed, which may hang."""
+        try:
+            yield
+        except BaseException as error:
+            self.tell(error)
+            raise
+
+    def tell(self, error: BaseException) -> None:
+        """Tells the others that this process cannot go on; not what only follows from the failure of another."""
+        if self._client is None or self._told:
+            return
+        self._told = True
+        if _follows(error) and self._cause_told():
+            return
+        cause = Failure(self._process, _sentence(explained(error)))
+        with contextlib.suppress(jax.errors.JaxRuntimeError):  # another one was the first, or there is no coordinator
+            self._client.key_value_set(f"{self._name}/failed/first", json.dumps(cause))
+        self._note(cause)
+
+    def meet(self, error: BaseException | None = None) -> BaseException | None:
+        """Waits for all processes where each may have met an error alone; every process calls this in the same place.
+
+        Returns:
+            What this process shall raise: its error, `OtherProcessError` if only others have met one, None if nobody
+            has. All are here then, and may do something together before.
+
+        Raises:
+            OtherProcessError: another one has failed elsewhere meanwhile.
+            BaseException: `error`, if the others do not come: they may be waiting for this process in an exchange.
+        """
+        if self._client is None:
+            return error
+        self._meetings += 1
+        place = f"{self._name}/meeting-{self._meetings}/"
+        word = "" if error is None else json.dumps(None if _follows(error) else _sentence(error))
+        self._client.key_value_set(f"{place}{self._process}", word or "well")
+        begun, pause = time.monotonic(), 0.01
+        while len(words := self._client.key_value_dir_get(place)) < self._processes:
+            if self._cause is not None and self._cause.process != self._process:
+                raise OtherProcessError(self._cause)
+            if error is not None and time.monotonic() - begun > _MOMENT:
+                raise error
+            time.sleep(pause)
+            pause = min(2 * pause, _LOOK)
+        if self._process == 0 and self._meetings > 1:  # which all have left who are here
+            self._client.key_value_delete(f"{self._name}/meeting-{self._meetings - 1}/")
+        failures = [
+            Failure(int(key.rpartition("/")[2]), json.loads(word)) for key, word in sorted(words) if word != "well"
+        ]
+        if not failures or (error is not None and not _follows(error)):
+            return error
+        return OtherProcessError(next((failure for failure in failures if failure.sentence), None))
+
+    def _reason(self, error: BaseException) -> BaseException:
+        """Returns an error as a sentence that says what another process met, if it follows from that."""
+        if self._client is None or not _follows(error):
+            return error
+        if getattr(error, "failure", None) is None and self._cause_told():
+            return OtherProcessError(self._cause)
+        return explained(error)
+
+    def _part(self, *, wait: bool) -> None:
+        """Says that this process ends, and lets the one with the coordinator wait for the others."""
+        if self._client is None:
+            return
+        with contextlib.suppress(jax.errors.JaxRuntimeError):
+            self._client.key_value_set(f"{self._name}/left/{self._process}", "", allow_overwrite=True)
+            limit = self._since + _WRITING + 2 * _SOON if wait else time.monotonic() + _SOON
+            while self._process == 0 and len(self._left()) < self._processes and time.monotonic() < limit:
+                time.sleep(0.05)
+
+    def _close(self) -> None:
+        """Ends the watch."""
+        if self._client is not None and not self._closed.is_set():
+            self._closed.set()
+            self._signals.wake()
+            self._thread.join()
+            self._signals.close()
+
+    def _run(self) -> None:
+        while not self._closed.is_set():
+            if self._signals.wait(_LOOK) & {signal.SIGTERM, signal.SIGINT}:
+                self._asked.append(time.monotonic())
+            if self._cause is None:
+                with contextlib.suppress(jax.errors.JaxRuntimeError):
+                    for _, told in self._client.key_value_dir_get(f"{self._name}/failed/"):
+                        self._note(Failure(*json.loads(told)))
+            if not self._closed.is_set():
+                self._end_if_due()
+
+    def _end_if_due(self) -> None:
+        now = time.monotonic()
+        if self._cause is not None:
+            # what others write with who has left will never be whole
+            writing = self.writing() and self._cause.process not in self._left()
+            asked = bool(self._asked) and self._asked[-1] > self._since and not writing
+            if asked or now - self._since > (_WRITING if writing else _MOMENT):
+                own = self._cause.process == self._process
+                self._end(self._cause.sentence if own else str(OtherProcessError(self._cause)), own=own)
+        elif self._asked:
+            limit = _WRITING_PATIENCE if self.writing() else max(_PATIENCE, 2 * self._longest)
+            if now - max(self._asked[0], self._alive) > limit:
+                sentence = (
+                    f"It was asked to stop by a signal and waited {limit:.0f} s in vain for another process, or for its"
+                    " own devices: nothing was saved since the last checkpoint."
+                )
+                self.tell(TimeoutError(sentence))
+                self._end(sentence, own=True, code=ENDED_BY_SIGTERM)
+
+    def _end(self, text: str, *, own: bool, code: int | None = None) -> None:
+        """Ends this process though its main thread does not come back; Python's streams may be in use there."""
+        with contextlib.suppress(OSError):
+            os.write(2, f"altclip: {text}\n".encode())
+        self._part(wait=True)
+        os._exit(code or (1 if own else ANOTHER_FAILED))
+
+    def _left(self) -> set[int]:
+        """Returns the processes that have ended or are about to."""
+        try:
+            found = self._client.key_value_dir_get(f"{self._name}/left/")
+        except jax.errors.JaxRuntimeError:  # the coordinator itself is gone
+            return {0}
+        return {int(key.rpartition("/")[2]) for key, _ in found}
+
+    def _note(self, cause: Failure) -> None:
+        if self._cause is None:
+            self._since, self._cause = time.monotonic(), cause
+
+    def _cause_told(self) -> bool:
+        """Returns whether another process tells within a few seconds what it met."""
+        limit = time.monotonic() + _SOON
+        while self._cause is None and time.monotonic() < limit:
+            time.sleep(0.05)
+        return self._cause is not None and self._cause.process != self._process
+
+
+_open: Watch | None = None
+_opened = 0  # how often, which is the same in all processes
+
+
+@contextlib.contextmanager
+def watched() -> Iterator[Watch]:
+    """Within it, what ends one process of a run ends all within a minute, with the sentence of the one that failed.
+
+    An error that leaves the context is told to all processes. The main thread of another may be anywhere: where it
+    gets an exception or meets the others, `OtherProcessError` comes out of its context; where it waits in an exchange,
+    which nothing interrupts, a thread ends the process with exit code 76 after a moment. The same thread hears SIGTERM,
+    and ends a process with exit code 143 that was asked to stop and does not come back to Python.
+
+    Without an error the context is left when all processes are about to leave it. Within another one it is that one;
+    with one process it does nothing.
+    """
+    global _open, _opened
+    if _open is not None:
+        yield _open
+        return
+    _opened += 1
+    client = _client() if jax.process_count() > 1 else None
+    watch = _open = Watch(client, f"altclip/{_opened}")
+    try:
+        yield watch
+        watch.meet()
+    except BaseException as error:
+        watch.tell(error)
+        reason = watch._reason(error)
+        watch._close()  # the main thread is here, and waits no longer than it says
+        # who has lost another without a word need not wait for it
+        watch._part(wait=not _follows(error) or isinstance(reason, OtherProcessError))
+        if client is not None:
+            _end_soon_after_main_thread()
+        if reason is error:
+            raise
+        raise reason from error
+    finally:
+        watch._close()
+        _open = None
+
+
+class _SignalNumbers:
+    """The signals that Python has handlers for, told to a thread while the main thread may not come to handle them."""
+
+    def __init__(self) -> None:
+        self._told, self._tell = os.pipe()
+        os.set_blocking(self._tell, False)
+        self._before: int | None = None
+        if threading.current_thread() is threading.main_thread():
+            self._before = signal.set_wakeup_fd(self._tell, warn_on_full_buffer=False)
+
+    def wait(self, seconds: float) -> set[int]:
+        """Returns those that came, at the latest after some time."""
+        if not select.select([self._told], [], [], seconds)[0]:
+            return set()
+        numbers = os.read(self._told, 512)
+        if self._before is not None and self._before >= 0:  # whoever was told before
+            with contextlib.suppress(OSError):
+                os.write(self._before, numbers.replace(b"\0", b""))
+        return set(numbers)
+
+    def wake(self) -> None:
+        """Lets who waits return."""
+        os.write(self._tell, b"\0")
+
+    def close(self) -> None:
+        """Gives back what it took."""
+        if self._before is not None:
+            signal.set_wakeup_fd(self._before)
+        os.close(self._told)
+        os.close(self._tell)
+
+
+def _follows(error: BaseException) -> bool:
+    """Returns whether an error says no more than that another process has failed."""
+    link: BaseException | None = error
+    while link is not None and explained(link) is link:
+        link = link.__cause__
+    return isinstance(error, OtherProcessError) or link is not None
+
+
+def _sentence(error: BaseException) -> str:
+    if isinstance(error, KeyboardInterrupt):
+        return "It was interrupted."
+    text = str(error)
+    if not (text and isinstance(error, (ValueError, TypeError, OSError))):
+        text = f"{type(error).__name__}: {text}".removesuffix(": ")
+    return text if len(text) <= _LONGEST_SENTENCE else text[: _LONGEST_SENTENCE - 4] + " ..."
+
+
+def _client() -> Any:
+    """Returns the connection to the coordinator, None without one; jax has no public name for it."""
+    from jax._src import distributed
+
+    return getattr(getattr(distributed, "global_state", None), "client", None)
+
+
+def _end_soon_after_main_thread() -> None:
+    """Keeps Python's exit from waiting for the others, which may be gone: for threads that save, and in jax."""
+
+    def end() -> None:
+        threading.main_thread().join()
+        time.sleep(_MOMENT / 2)
+        os._exit(1)
+
+    threading.Thread(target=end, name="altclip-end", daemon=True).start()
 
 
 def _initialize(membership: Membership) -> None:

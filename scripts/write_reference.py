@@ -28,7 +28,8 @@ HEAD = """# The command
 <!-- Written by scripts/write_reference.py; changes belong into altclip_jax/cli/. -->
 
 `altclip COMMAND --help` says the same. Exit codes: 0 done; 1 an error, which a sentence on standard error explains; 2
-wrong usage; 75 a training run that was asked to stop and has saved everything; 130 interrupted.
+wrong usage; 75 a training run that was asked to stop and has saved everything; 76 another process of the run failed;
+130 interrupted; 143 asked to stop while it waited in vain for another process.
 """
 
 # Sizes that tell each axis of each parameter: no two are equal, nor a product of others.

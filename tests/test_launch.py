@@ -116,6 +116,17 @@ def test_of_two_that_fail_the_first_is_blamed_and_the_other_may_speak():
     ]
 
 
+def test_one_that_ended_because_another_failed_is_not_blamed_though_it_was_the_first():
+    later = "import time; time.sleep(0.5); print('why'); raise SystemExit(3)"
+    code, _, error = run("raise SystemExit(76)", later, patience=60)
+    assert code == 3
+    assert error.splitlines() == [
+        "altclip: process 1 of 2 ended with exit code 3. It last said:",
+        "  [1] why",
+        "altclip: process 0 ended with exit code 76, because another one failed",
+    ]
+
+
 def test_who_goes_on_alone_is_ended():
     code, _, error = run("print('done')", HANG)
     assert code == 1

@@ -10,6 +10,7 @@ ROOT = Path(altclip_jax.__file__).parent
 FLOORS = (
     "files",
     "machine",
+    "exit_codes",
     "config",
     "assets",
     "processing",

@@ -1,7 +1,8 @@
 """The command `altclip`: parse, call, print. Nothing heavy is imported before a command runs.
 
 Exit codes: 0 done, 1 an error that a sentence on standard error explains, 2 wrong usage, 75 a training run that was
-asked to stop and has saved everything (the same command goes on), 130 interrupted.
+asked to stop and has saved everything (the same command goes on), 76 another process of the run failed, 130
+interrupted, 143 asked to stop while it waited in vain for another process.
 """
 
 from __future__ import annotations

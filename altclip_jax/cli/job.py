@@ -16,10 +16,11 @@ from collections.abc import Callable, Iterator, Sequence
 from types import FrameType
 from typing import IO, Any
 
+from altclip_jax.exit_codes import ANOTHER_FAILED, ASKED_TO_STOP
+
 GRACE = 5.0  # seconds from SIGTERM to SIGKILL; who waits for a dead process in an exchange never hears of SIGTERM
 PATIENCE = 60.0  # seconds for the others when one has ended well
 SETTLING = 1.0  # seconds for the others to say their own word when one has failed
-ASKED_TO_STOP = 75  # EX_TEMPFAIL of sysexits.h: try again
 _LAST_LINES = 5
 _LINE_END = re.compile(rb"(\r?\n|\r(?=[^\n]))")  # what ends in \r is drawn over by what follows
 _SAYS_NOTHING = re.compile(rb"\s*$|\s+@\s+0x|\[Gloo\] Rank")  # such as the stack frames of an abort
@@ -48,6 +49,7 @@ class Job:
         self._members: list[_Member] = []
         self._first: _Member | None = None  # that ended
         self._failed: _Member | None = None  # the first that failed by itself
+        self._followed: _Member | None = None  # the first that ended because another failed
         self._terminate_at = self._kill_at = _NEVER
         self._interrupted = False
 
@@ -55,7 +57,8 @@ class Job:
         """Starts the processes, from the main thread, and returns when all have ended.
 
         The end of one is the end of all: at once if it failed, else after a time in which the others should be done
-        too. SIGTERM and SIGINT are passed on; after a second SIGINT only the grace period is left.
+        too, as should the one that failed where another has already ended because of it. SIGTERM and SIGINT are passed
+        on; after a second SIGINT only the grace period is left.
 
         Returns:
             The exit code of the process that failed first, 128 + its number for a signal; 1 if some went on after
@@ -100,9 +103,12 @@ class Job:
         """Decides when the others have to end, now that this one has."""
         self._first = self._first or member
         if member.ended_by is None:
-            if member.failed:
+            if member.followed:
+                self._followed = self._followed or member
+            elif member.failed:
                 self._failed = self._failed or member
-            self._terminate_at = min(self._terminate_at, now + (self._settling if member.failed else self._patience))
+            failed = member.failed and not member.followed
+            self._terminate_at = min(self._terminate_at, now + (self._settling if failed else self._patience))
 
     def _pass_on(self, numbers: bytes) -> None:
         for number in numbers:
@@ -119,7 +125,7 @@ class Job:
 
     def _tell(self) -> int:
         """Says what ended the job, if it was not that all were done, and returns the exit code."""
-        blamed, count = self._failed, len(self._members)
+        blamed, count = self._failed or self._followed, len(self._members)
         if blamed is not None:
             text, code = f"process {blamed.number} of {count} ended {blamed.how()}", blamed.exit_code
         elif all(member.ended_by is None for member in self._members):
@@ -170,6 +176,11 @@ class _Member:
         return self.process.returncode not in (0, ASKED_TO_STOP)
 
     @property
+    def followed(self) -> bool:
+        """Whether it ended because another failed, which it has heard from that one."""
+        return self.process.returncode == ANOTHER_FAILED
+
+    @property
     def exit_code(self) -> int:
         """As a shell gives it."""
         code: int = self.process.returncode
@@ -201,6 +212,8 @@ class _Member:
     def how(self) -> str:
         """Returns how it ended."""
         code: int = self.process.returncode
+        if self.followed:
+            return f"with exit code {code}, because another one failed"
         if self.ended_by is not None:
             return f"by {self.ended_by.name} from this command"
         if code >= 0:

@@ -8,7 +8,8 @@ import socket
 import sys
 from typing import Any
 
-from altclip_jax.cli.job import ASKED_TO_STOP, Job
+from altclip_jax.cli.job import Job
+from altclip_jax.exit_codes import ASKED_TO_STOP
 
 _IN_SEVERAL = ("train", "embed")  # the commands that have the options of cli/processes.py
 _GIVEN_HERE = ("--coordinator", "--processes", "--process", "--local-devices", "--distributed")
@@ -22,8 +23,9 @@ def add_commands(commands: Any) -> None:
         help=text,
         description=f"{text.capitalize()}. Each line of theirs begins with the number of its process.",
         epilog="When one fails or dies, the others are ended too, and a sentence says which it was, how it ended and"
-        " what it last said. The exit code is its own (128 + the number of a signal), 75 when all were asked to stop"
-        " and have saved everything. SIGTERM and Ctrl-C are passed on to all.",
+        " what it last said; one that ends with 76 has only followed another. The exit code is its own (128 + the"
+        " number of a signal), 75 when all were asked to stop and have saved everything. SIGTERM and Ctrl-C"
+        " are passed on to all.",
     )
     launch.add_argument("-n", "--processes", type=int, required=True, metavar="N", help="how many")
     launch.add_argument("--local-devices", type=int, metavar="K", help="devices that each process' CPU stands for")

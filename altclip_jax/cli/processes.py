@@ -38,9 +38,11 @@ def add_process_options(parser: argparse.ArgumentParser) -> None:
 def joined(options: argparse.Namespace) -> Iterator[None]:
     """Joins the run that the options name; an error inside ends this process of several at once, with its sentence.
 
-    Otherwise Python's exit would wait for processes that themselves wait for this one.
+    Otherwise Python's exit would wait for processes that themselves wait for this one. It is left when all processes
+    are done, however long that takes; what then ends them waits for no more than its timeout.
     """
     from altclip_jax import distributed
+    from altclip_jax.exit_codes import ANOTHER_FAILED
 
     names = ("coordinator", "processes", "process", "local_devices", *(f"{name}_timeout" for name in _TIMEOUTS))
     membership = distributed.Membership(
@@ -53,10 +55,11 @@ def joined(options: argparse.Namespace) -> Iterator[None]:
     _leave_output_to_python()
     try:
         distributed.join(membership)
-        yield
-        distributed.finish()
+        with distributed.watched():
+            yield
     except BaseException as error:
-        distributed.leave(explain(distributed.explained(error)) or 1)
+        code = explain(distributed.explained(error)) or 1
+        distributed.leave(ANOTHER_FAILED if isinstance(error, distributed.OtherProcessError) else code)
 
 
 def _leave_output_to_python() -> None:

@@ -8,9 +8,9 @@ import sys
 from typing import TYPE_CHECKING, Any
 
 from altclip_jax.cli.command import add_command, print_json
-from altclip_jax.cli.job import ASKED_TO_STOP
 from altclip_jax.cli.processes import add_process_options, joined
 from altclip_jax.cli.quiet import quiet_storage
+from altclip_jax.exit_codes import ANOTHER_FAILED, ASKED_TO_STOP
 
 if TYPE_CHECKING:
     from altclip_jax.training.loop import Outcome
@@ -23,7 +23,8 @@ def add_commands(commands: Any) -> None:
         "train",
         _train,
         "train a model, or go on where it was interrupted",
-        epilog=f"Exit code {ASKED_TO_STOP}: it was asked to stop (SIGTERM or Ctrl-C), and everything is saved.",
+        epilog=f"Exit code {ASKED_TO_STOP}: it was asked to stop (SIGTERM or Ctrl-C), and everything is saved;"
+        f" {ANOTHER_FAILED}: another process of the run failed, and its sentence is repeated.",
     )
     train.add_argument("config", help="the TOML file of a run, such as those in recipes/")
     train.add_argument("settings", nargs="*", metavar="KEY=VALUE", help="what wins over the file")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, Self
@@ -17,6 +18,43 @@ from altclip_jax.training.processes import is_first
 from altclip_jax.training.state import TrainState
 from altclip_jax.weights.convert import Params
 from altclip_jax.weights.pretrained import orbax_shapes
+
+
+class _Manager(ocp.CheckpointManager):  # type: ignore[misc]
+    """Says at once, and without a lock, what is done in the background.
+
+    Orbax raises what went wrong there after it has waited for the other processes, and holds a lock meanwhile.
+
+    Attributes:
+        writing: A checkpoint is on its way to the disk.
+        failure: What it could not be written for.
+    """
+
+    writing = False
+    failure: BaseException | None = None
+
+    def save(self, *arguments: Any, **options: Any) -> bool:
+        begun: bool = False
+        self.writing = True
+        try:
+            begun = super().save(*arguments, **options)
+        finally:
+            if not begun:
+                self.writing = False
+        return begun
+
+    def _wait_for_checkpointers(self) -> None:
+        try:
+            super()._wait_for_checkpointers()
+        except BaseException as error:
+            self.failure = error
+            raise
+
+    def _finalize(self, *arguments: Any) -> None:
+        try:
+            super()._finalize(*arguments)
+        finally:
+            self.writing = False
 
 
 class CheckpointStore:
@@ -66,7 +104,7 @@ class CheckpointStore:
             read_only=read_only,
         )
         with self._explained("opened"):
-            self._manager = ocp.CheckpointManager(self._folder, options=options)
+            self._manager = _Manager(self._folder, options=options)
 
     def __enter__(self) -> Self:
         return self
@@ -75,7 +113,7 @@ class CheckpointStore:
         if kind is None:
             with self._explained("written"):
                 self._manager.close()
-        else:
+        elif self._manager.failure is None:  # or it would wait for the other processes, which wait for this one
             with contextlib.suppress(Exception):  # what led here matters more
                 self._manager.close()
 
@@ -107,9 +145,24 @@ class CheckpointStore:
                 f"checkpoints.metric is {self._settings.metric!r}, which is not evaluated; there are"
                 f" {', '.join(metrics)}."
             )
+        self.wait()
         items = ocp.args.Composite(state=ocp.args.StandardSave(state), config=ocp.args.JsonSave(config.described()))
         with self._explained("written"):
             self._manager.save(step, args=items, metrics=dict(metrics) if metrics else None)
+
+    def is_writing(self) -> bool:
+        """Returns whether a checkpoint is on its way to the disk; any thread may ask."""
+        return self._manager.writing
+
+    def check_written(self) -> None:
+        """Raises at once what went wrong while a checkpoint was written in the background.
+
+        Raises:
+            OSError: it could not be written.
+        """
+        if self._manager.failure is not None:
+            with self._explained("written"):
+                raise self._manager.failure
 
     def wait(self) -> None:
         """Returns when everything is on disk.
@@ -117,6 +170,9 @@ class CheckpointStore:
         Raises:
             OSError: it could not be written.
         """
+        while self.is_writing():
+            self.check_written()
+            time.sleep(0.01)
         with self._explained("written"):
             self._manager.wait_until_finished()
 

@@ -87,7 +87,7 @@ class Coming:
     def _fetch(self) -> None:
         try:
             self._batch = next(self._batches, None)
-        except (ValueError, OSError) as error:
+        except Exception as error:
             self.error = error
 
 

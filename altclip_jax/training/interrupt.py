@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import signal
 import threading
+from collections.abc import Callable
 from types import FrameType, TracebackType
 from typing import Any, Self
 
@@ -15,14 +16,21 @@ class Stopped(Exception):  # noqa: N818 - it says what is the matter
 class StopRequest:
     """While open, catches SIGTERM and SIGINT; a second Ctrl-C interrupts at once."""
 
-    def __init__(self) -> None:
+    def __init__(self, looked: Callable[[], None] = lambda: None) -> None:
+        """Calls `looked` each time that somebody looks."""
         self.signal: signal.Signals | None = None
+        self._looked = looked
         self._before: dict[signal.Signals, Any] = {}
 
     @property
     def name(self) -> str:
         """What asked."""
         return "a signal to another process" if self.signal is None else self.signal.name
+
+    def asked(self) -> bool:
+        """Returns whether work shall stop; called between steps and between batches."""
+        self._looked()
+        return self.signal is not None
 
     def __enter__(self) -> Self:
         if threading.current_thread() is threading.main_thread():  # elsewhere Python delivers no signals

@@ -13,6 +13,7 @@ import jax
 import numpy as np
 
 from altclip_jax.data.batches import HostBatch
+from altclip_jax.distributed import OtherProcessError, Watch, watched
 from altclip_jax.training.checkpoint import CheckpointStore
 from altclip_jax.training.config import RunConfig
 from altclip_jax.training.evaluate import summary
@@ -22,7 +23,7 @@ from altclip_jax.training.folder import claim_folder, export, held
 from altclip_jax.training.interrupt import Stopped, StopRequest
 from altclip_jax.training.log import RunLog
 from altclip_jax.training.pace import Pace
-from altclip_jax.training.processes import Agreement, Concern, OtherProcessError
+from altclip_jax.training.processes import Agreement, Concern
 from altclip_jax.training.run import Run, build
 from altclip_jax.training.same import require_same
 from altclip_jax.training.state import TrainState
@@ -46,7 +47,7 @@ def train(config: RunConfig, *, dry_run: bool = False, quiet: bool = False) -> O
     """Trains, from the beginning or from the last checkpoint in the run's folder.
 
     SIGTERM and SIGINT end it after the step at hand, with everything saved. What is not finite is neither applied nor
-    saved.
+    saved. What ends one of several processes ends all, see `altclip_jax.distributed.watched`.
 
     Args:
         config: What the run is.
@@ -59,6 +60,7 @@ def train(config: RunConfig, *, dry_run: bool = False, quiet: bool = False) -> O
         ValueError: the configuration does not fit the model, the data or the run in the folder, or the processes of the
             run were not started alike.
         OSError: something cannot be read or written.
+        OtherProcessError: another process of the run has met an error.
     """
     if dry_run:
         if jax.process_count() > 1:
@@ -67,10 +69,21 @@ def train(config: RunConfig, *, dry_run: bool = False, quiet: bool = False) -> O
             )
         with tempfile.TemporaryDirectory() as scratch:
             return _dry_run(config, Path(scratch), quiet)
-    require_same(config)
-    folder = Path(config.folder)
-    claim_folder(config, folder)
-    with StopRequest() as stop, held(folder) as guarded, CheckpointStore(folder, config.checkpoints) as store:
+    with watched() as watch:
+        require_same(config)
+        folder = Path(config.folder)
+        claim_folder(config, folder)
+        return _train(config, folder, quiet, watch)
+
+
+def _train(config: RunConfig, folder: Path, quiet: bool, watch: Watch) -> Outcome:
+    with (
+        StopRequest(watch.alive) as stop,
+        held(folder) as guarded,
+        CheckpointStore(folder, config.checkpoints) as store,
+        watch.telling(),
+    ):
+        watch.writing = store.is_writing
         last = store.latest()
         if last is not None:
             store.check(last, config)
@@ -86,7 +99,7 @@ def train(config: RunConfig, *, dry_run: bool = False, quiet: bool = False) -> O
             state = run.first_state() if last is None else store.restore(last, run.abstract)
             if last is not None:
                 log.say(f"going on from step {last} of {config.steps} in {folder}")
-            outcome = _Loop(run, store, log, stop).until_done(state)
+            outcome = _Loop(run, store, log, stop, watch).until_done(state)
             del state
         if outcome.stopped_by is None:
             step = export(folder, folder / "export", best=config.checkpoints.keep_best > 0, mesh=run.mesh)
@@ -99,8 +112,8 @@ def train(config: RunConfig, *, dry_run: bool = False, quiet: bool = False) -> O
 class _Loop:
     """The loop over steps, and the counts it keeps for what it tells."""
 
-    def __init__(self, run: Run, store: CheckpointStore, log: RunLog, stop: StopRequest):
-        self._run, self._store, self._log, self._stop = run, store, log, stop
+    def __init__(self, run: Run, store: CheckpointStore, log: RunLog, stop: StopRequest, watch: Watch):
+        self._run, self._store, self._log, self._stop, self._watch = run, store, log, stop, watch
         self._metrics: dict[str, float] = {}  # of the last evaluation
         self._saved: int | None = store.latest()
         self._pace = Pace()
@@ -111,9 +124,9 @@ class _Loop:
         step = int(state.step)
         pending: list[tuple[HostBatch, dict[str, jax.Array]]] = []
         concern = Concern.NONE
-        with self._run.feed(step) as batches, self._profiler() as profile:
-            if step and self._due(step)[1] and not self._log.has_evaluation(step):
-                concern = self._evaluated(step, state)[1]  # it was interrupted there
+        with self._run.feed(step) as batches, self._profiler() as profile, self._watch.telling():
+            if step and self._due(step)[1] and not self._log.has_evaluation(step):  # it was interrupted there
+                concern = self._evaluated(step, state)[1]
             coming = Coming(iter(batches))
             concern = max(concern, agreement.ask(self._concern(coming))())
             while step < config.steps and not concern:
@@ -142,6 +155,7 @@ class _Loop:
                         if saves:
                             self._store.save(step, state, config, found)
                             self._saved = step
+                self._store.check_written()
                 concern = max(concern, agreement.at_once(self._concern(coming)))
             if concern and step < config.steps:
                 self._keep(step, state, pending)  # whatever is the matter, it is not the state
@@ -156,7 +170,7 @@ class _Loop:
     def _concern(self, coming: Coming) -> Concern:
         if coming.error is not None:
             return Concern.CANNOT_READ
-        return Concern.NONE if self._stop.signal is None else Concern.ASKED_TO_STOP
+        return Concern.ASKED_TO_STOP if self._stop.asked() else Concern.NONE
 
     def _due(self, step: int) -> tuple[bool, bool]:
         """Returns whether a step is saved, and whether it is evaluated."""
@@ -169,13 +183,19 @@ class _Loop:
         """Returns the metrics of a state that is known to be finite, None without data or time for them."""
         if self._run.evaluate is None:
             return None, Concern.NONE
+        metrics: dict[str, float] | None = None
+        error: Exception | None = None
         try:
             metrics = self._run.evaluate(state)
         except Stopped:
-            return None, Concern.ASKED_TO_STOP
-        except Exception:
+            pass
+        except Exception as found:
+            error = found
+        if (end := self._watch.meet(error)) is not None:
             self._keep(step, state, [])  # what is wrong with the evaluation is not with the state
-            raise
+            raise end
+        if metrics is None:
+            return None, Concern.ASKED_TO_STOP
         self._metrics = metrics
         self._log.evaluation(step, metrics)
         self._log.say(f"step {step}  {summary(metrics)}")

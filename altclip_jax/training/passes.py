@@ -17,10 +17,11 @@ from altclip_jax.data.bad_samples import BadSamples
 from altclip_jax.data.batches import HostBatch
 from altclip_jax.data.samples import ImageTextSource
 from altclip_jax.data.sources import Mixture
+from altclip_jax.distributed import OtherProcessError
 from altclip_jax.evaluation.collection import collect
 from altclip_jax.inference.encoders import pad_rows
 from altclip_jax.training.interrupt import Stopped, StopRequest
-from altclip_jax.training.processes import Concern, OtherProcessError, exchanged
+from altclip_jax.training.processes import Concern, exchanged
 from altclip_jax.weights.convert import Params
 
 Walk = Callable[..., Iterator[HostBatch]]  # such as `ImageTextStream.all_pictures`
@@ -127,12 +128,14 @@ class Passes:
 
     def _next(self, own: Iterator[HostBatch]) -> tuple[HostBatch | None] | None:
         """Returns this process's next batch, which is None while only others have some, or None at the end of all."""
-        batch, error, concern = None, None, Concern.NONE
-        if self._stop is not None and self._stop.signal is not None:
+        batch: HostBatch | None = None
+        error: Exception | None = None
+        concern = Concern.NONE
+        if self._stop is not None and self._stop.asked():
             concern = Concern.ASKED_TO_STOP
         try:
             batch = next(own, None)
-        except (ValueError, OSError) as found:
+        except Exception as found:
             error, concern = found, Concern.CANNOT_READ
         more, most = exchanged(np.array([batch is not None, concern], np.int32)).max(axis=0)
         if error is not None:

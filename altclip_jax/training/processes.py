@@ -45,16 +45,6 @@ def whole(tree: Any) -> Any:
     return jax.tree.map(gathered, tree)
 
 
-class OtherProcessError(ValueError):
-    """Another process of the run could not go on, and has said why."""
-
-    def __init__(self) -> None:
-        super().__init__(
-            "Another process of this run could not read its data and said why; this one has stopped with it, at the"
-            " same step."
-        )
-
-
 class Concern(enum.IntEnum):
     """Why a run shall end early; the greatest that any process has is that of all."""
 

@@ -5,12 +5,13 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 from pathlib import Path
 
 import jax
 import pytest
 
-from altclip_jax.distributed import Membership, explained, join
+from altclip_jax.distributed import Membership, explained, join, watched
 
 DRIVER = """
 import json, sys
@@ -108,6 +109,90 @@ def test_an_error_in_one_ends_all_with_its_sentence():
     assert code == 1
     assert "[1] altclip: The sky has fallen." in error.splitlines()
     assert "altclip: process 1 of 2 ended with exit code 1. It last said:" in error.splitlines()
+
+
+ALONE = "[{}] altclip: Process {} of this run could not go on, and this one has ended with it. It said: {}"
+
+
+def test_an_error_of_the_coordinator_reaches_one_that_waits_elsewhere_before_it_ends():
+    """Without it jax would abort the other, with a page of stack."""
+    waiting = "from altclip_jax import distributed; distributed._MOMENT = 1; total(); time.sleep(100)"
+    code, _, error = job(explicit(), "total(); raise MemoryError", waiting)
+    assert code == 1
+    lines = error.splitlines()
+    assert "[0] MemoryError" in lines
+    assert ALONE.format(1, 0, "MemoryError") in lines
+    assert "altclip: process 0 of 2 ended with exit code 1. It last said:" in lines
+    assert lines[-1] == "altclip: process 1 ended with exit code 76, because another one failed"
+
+
+def test_what_all_meet_is_agreed_on_and_each_raises_its_own():
+    meeting = """
+    from altclip_jax import distributed
+    with distributed.watched() as watch:
+        assert watch.meet() is None
+        end = watch.meet({})
+        print("end", repr(end))
+        raise end
+"""
+    code, out, error = job(explicit(), meeting.format("None"), meeting.format("KeyError('lost')"))
+    assert code == 1
+    assert sorted(out.splitlines())[1] == "[1] end KeyError('lost')"
+    assert ALONE.format(0, 1, "KeyError: 'lost'") in error.splitlines()
+
+
+def test_sigterm_ends_one_that_waits_for_another_that_hangs():
+    waiting = """
+    import threading
+    from altclip_jax import distributed
+    from altclip_jax.training.interrupt import StopRequest
+    distributed._PATIENCE = 1
+    total()
+    with StopRequest():
+        threading.Timer(1, os.kill, (os.getpid(), signal.SIGTERM)).start()
+        total()
+"""
+    hanging = "from altclip_jax import distributed; distributed._MOMENT = 1; total(); time.sleep(100)"
+    code, _, error = job(explicit(), waiting, hanging)
+    assert code == 128 + signal.SIGTERM
+    sentence = (
+        "It was asked to stop by a signal and waited 1 s in vain for another process, or for its own devices: nothing"
+        " was saved since the last checkpoint."
+    )
+    assert f"[0] altclip: {sentence}" in error.splitlines()
+    assert ALONE.format(1, 0, sentence) in error.splitlines()
+
+
+def test_a_watch_leaves_nothing_behind():
+    body = """
+    import threading
+    from altclip_jax import distributed
+    distributed._open = None  # as in a program of its own
+    names = lambda: [thread.name for thread in threading.enumerate() if thread.name.startswith("altclip")]
+    total()  # opens the connections of the exchange
+    before, descriptors = names(), os.listdir("/proc/self/fd")
+    with distributed.watched() as watch:
+        total()
+        assert names() == [*before, "altclip-watch"]
+        with distributed.watched() as inner:
+            assert inner is watch
+    assert names() == before
+    assert len(os.listdir("/proc/self/fd")) == len(descriptors)
+"""
+    code, _, error = job(explicit(), body, body)
+    assert code == 0, error
+
+
+def test_one_process_is_not_watched_and_its_errors_are_its_own():
+    threads, wakeup = threading.enumerate(), signal.set_wakeup_fd(-1)
+    signal.set_wakeup_fd(wakeup)
+    with pytest.raises(KeyError, match="lost"), watched() as watch:  # noqa: PT012
+        assert threading.enumerate() == threads
+        assert signal.set_wakeup_fd(wakeup) == wakeup
+        error = KeyError("lost")
+        assert watch.meet(error) is error
+        raise error
+    assert threading.enumerate() == threads
 
 
 def test_processes_that_were_not_started_alike_are_told_in_what():

@@ -2,7 +2,9 @@
 
 import json
 import os
+import re
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -111,3 +113,113 @@ def test_what_one_process_cannot_read_stops_both_with_everything_saved(settings,
     assert "absent.png" in told
     saved = sorted(int(path.name) for path in (Path(config.folder) / "checkpoints").glob("[0-9]*"))
     assert saved == [entry["step"] for entry in log_of(config)][-1:]
+
+
+# A program of its own, with the timeouts of jax (100 s without a heartbeat, 300 s at the end), in place of the command.
+MEMBER = """
+import errno, json, sys
+import jax
+jax.config.update("jax_num_cpu_devices", 2)
+process = int(sys.argv[2])
+jax.distributed.initialize(sys.argv[1], 2, process)
+from altclip_jax.training import config, loop, passes, stages
+{fault}
+loop.train(config.RunConfig.from_values(json.loads(sys.argv[3])), quiet=True)
+"""
+AFTER_THE_PASS = """
+def fail(*arguments):
+    raise MemoryError
+if process == 1:
+    stages.image_text_metrics = fail
+"""
+IN_THE_PASS = """
+def fail(*arguments):
+    raise MemoryError
+def fail_from_now_on(self, step, state):
+    passes.pad_rows = fail
+    return plain(self, step, state)
+plain = loop._Loop._evaluated
+if process == 0:
+    loop._Loop._evaluated = fail_from_now_on
+"""
+IN_A_SAVE = """
+from orbax.checkpoint._src.checkpointers import async_checkpointer
+def fail(directory, *arguments, **options):
+    if directory.name == "4":
+        raise OSError(errno.ENOSPC, "No space left on device")
+    return plain(directory, *arguments, **options)
+plain = async_checkpointer._background_wait_for_commit_futures
+if process == 1:
+    async_checkpointer._background_wait_for_commit_futures = fail
+"""
+SENTENCE = r"Process {} of this run could not go on, and this one has ended with it\. It said: "
+
+
+def failing_alone(config, fault, environment, other=None):
+    """Returns exit code and last words of two processes, the second with a configuration of its own."""
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        address = f"127.0.0.1:{server.getsockname()[1]}"
+    both = [
+        subprocess.Popen(
+            [sys.executable, "-c", MEMBER.format(fault=fault), address, str(number), json.dumps(each.to_dict())],
+            env=environment,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for number, each in enumerate((config, other or config))
+    ]
+    try:
+        told = [process.communicate(timeout=100)[1] for process in both]
+    finally:
+        for process in both:
+            process.kill()
+    return [process.returncode for process in both], told
+
+
+def steps_kept(config):
+    return sorted(
+        int(path.name) for path in (Path(config.folder) / "checkpoints").glob("[0-9]*") if path.name.isdigit()
+    )
+
+
+@pytest.fixture
+def evaluated(settings, workshop):
+    return settings(data__evaluate=[{"path": str(workshop / "pictures.jsonl")}], evaluation__every=3, steps=4)
+
+
+def test_an_error_of_one_process_after_a_pass_ends_both_with_the_state_saved(evaluated, compiled):
+    codes, told = failing_alone(evaluated, AFTER_THE_PASS, compiled)
+    assert codes == [1, 1], told
+    assert re.search(SENTENCE.format(1) + "MemoryError", told[0])
+    assert told[1].splitlines()[-1] == "MemoryError"
+    assert steps_kept(evaluated) == [2, 3]
+
+
+def test_an_error_of_one_process_in_a_pass_ends_both_with_the_last_checkpoint_as_it_was(evaluated, compiled):
+    """Here in process 0, which has the coordinator; the other waits in an exchange that nothing interrupts."""
+    codes, told = failing_alone(evaluated, IN_THE_PASS, compiled)
+    assert codes[0] == 1, told
+    assert codes[1] in (1, 76), told
+    assert "MemoryError" in told[0]
+    assert re.search(SENTENCE.format(0) + "MemoryError", told[1])
+    assert steps_kept(evaluated) == [2]
+    assert train(evaluated, quiet=True).step == 4
+
+
+def test_a_checkpoint_that_one_process_cannot_write_ends_both(settings, compiled):
+    config = settings(steps=200, checkpoints__every=4)
+    codes, told = failing_alone(config, IN_A_SAVE, compiled)
+    assert codes[1] == 1, told
+    assert codes[0] in (1, 76), told
+    assert re.search(SENTENCE.format(1) + "A checkpoint in .* could not be written .*No space left", told[0])
+    assert steps_kept(config) == []
+    assert max(entry["step"] for entry in log_of(config)) < 200
+
+
+def test_data_that_one_process_does_not_find_end_both(settings, tmp_path, compiled):
+    """Before the first exchange, in which the other waits for it."""
+    lost = settings(data__train=[{"path": str(tmp_path / "lost.jsonl")}])
+    codes, told = failing_alone(settings(), "", compiled, lost)
+    assert codes[1] == 1, told
+    assert codes[0] in (1, 76), told
+    assert re.search(SENTENCE.format(1) + r".*lost\.jsonl", told[0])

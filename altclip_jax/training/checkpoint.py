@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, Self
 
 import jax
 import orbax.checkpoint as ocp
 from orbax.checkpoint import checkpoint_managers as policies
 
+from altclip_jax.files.json_file import write_bytes
 from altclip_jax.files.staging import refusals_explained
 from altclip_jax.training.config import CheckpointSettings, RunConfig
-from altclip_jax.training.processes import is_first
+from altclip_jax.training.processes import barrier, is_first
 from altclip_jax.training.state import TrainState
 from altclip_jax.weights.convert import Params
 from altclip_jax.weights.pretrained import orbax_shapes
@@ -94,11 +97,12 @@ class CheckpointStore:
                     keep_checkpoints_without_metrics=False,
                 )
             )
+        self._kept = policies.AnyPreservationPolicy(keep)
         options = ocp.CheckpointManagerOptions(
             # without it metrics are not written, and after an interruption no earlier checkpoint would be the best
             best_fn=rank if settings.keep_best else None,
             best_mode=settings.mode,
-            preservation_policy=policies.AnyPreservationPolicy(keep),
+            preservation_policy=self._kept,
             cleanup_tmp_directories=not read_only,
             create=not read_only,
             read_only=read_only,
@@ -140,15 +144,49 @@ class CheckpointStore:
         """
         if step in self._manager.all_steps():
             return
-        if self._settings.keep_best and metrics and self._settings.metric not in metrics:
-            raise ValueError(
-                f"checkpoints.metric is {self._settings.metric!r}, which is not evaluated; there are"
-                f" {', '.join(metrics)}."
-            )
+        if metrics:
+            self._require_metric(metrics)
         self.wait()
         items = ocp.args.Composite(state=ocp.args.StandardSave(state), config=ocp.args.JsonSave(config.described()))
         with self._explained("written"):
             self._manager.save(step, args=items, metrics=dict(metrics) if metrics else None)
+
+    def measured(self, evaluations: Mapping[int, Mapping[str, float]]) -> None:
+        """Gives metrics to checkpoints that were saved without, and forgets those that are neither last nor best now.
+
+        So it is where an evaluation was interrupted, and done when the run went on. All processes call this.
+
+        Args:
+            evaluations: By step; steps without a checkpoint, and those that have metrics, are left alone.
+
+        Raises:
+            ValueError: the metric that decides what is best is not among them.
+            OSError: they could not be written.
+        """
+        if not self._settings.keep_best:
+            return
+        self.wait()
+        steps = self.steps()
+        missing = [step for step in steps if step in evaluations and self._manager.metrics(step) is None]
+        if not missing:
+            return
+        for step in missing:
+            self._require_metric(evaluations[step])
+        barrier("what lacks metrics is known")
+        if is_first():
+            for step in missing:
+                # as orbax writes it; a folder without the file, which a kill may leave, is none to it
+                file = self._folder / str(step) / "metrics" / "metrics"
+                write_bytes(file, json.dumps(dict(evaluations[step])).encode())
+        barrier("checkpoints have their metrics")
+        with self._explained("read"):
+            self._manager.reload()
+            infos: list[Any] = [SimpleNamespace(step=step, metrics=self._manager.metrics(step)) for step in steps]
+        kept = self._kept.should_preserve(infos, context=policies.PreservationContext())
+        with self._explained("removed"):
+            for info, keep in zip(infos, kept, strict=True):
+                if not keep:
+                    self._manager.delete(info.step)
 
     def is_writing(self) -> bool:
         """Returns whether a checkpoint is on its way to the disk; any thread may ask."""
@@ -228,6 +266,13 @@ class CheckpointStore:
         with self._readable(step), ocp.PyTreeCheckpointer() as checkpointer:
             restored: Params = checkpointer.restore(self._folder / str(step) / "state", args=arguments)[name]
         return restored
+
+    def _require_metric(self, metrics: Mapping[str, float]) -> None:
+        if self._settings.keep_best and self._settings.metric not in metrics:
+            raise ValueError(
+                f"checkpoints.metric is {self._settings.metric!r}, which is not evaluated; there are"
+                f" {', '.join(metrics)}."
+            )
 
     def _check_shapes(self, step: int, abstract: TrainState) -> None:
         with self._readable(step):

@@ -20,6 +20,9 @@ class RunLog:
 
     A run that goes on from step n drops what was logged after it: each step stands there once. Of several processes
     only the first tells anything.
+
+    Attributes:
+        evaluations: The metrics of the steps that were done and measured before.
     """
 
     def __init__(self, folder: Path, *, first_step: int, steps: int, tensorboard: bool = False, quiet: bool = False):
@@ -32,7 +35,11 @@ class RunLog:
         self._board = _board(folder, first_step) if tensorboard and is_first() else None
         self._path = folder / "metrics.jsonl"
         kept = _entries_until(self._path, first_step)
-        self._evaluated = {entry["step"] for _, entry in kept if "evaluation" in entry}
+        self.evaluations: dict[int, dict[str, float]] = {
+            entry["step"]: {name: math.nan if value is None else value for name, value in entry["evaluation"].items()}
+            for _, entry in kept
+            if "evaluation" in entry
+        }
         self._file: Any = None
         if is_first():
             write_bytes(self._path, b"".join(line for line, _ in kept))
@@ -63,10 +70,6 @@ class RunLog:
         else:
             text = "  ".join(f"{name} {metrics[name]:.4g}" for name in _SHOWN if name in metrics)
             self.say(f"step {step}/{self._steps}  {text}  left {_clock(left)}")
-
-    def has_evaluation(self, step: int) -> bool:
-        """Returns whether a step that was done before was measured."""
-        return step in self._evaluated
 
     def evaluation(self, step: int, metrics: Mapping[str, float]) -> None:
         """Tells of an evaluation."""

@@ -99,6 +99,7 @@ def _train(config: RunConfig, folder: Path, quiet: bool, watch: Watch) -> Outcom
             state = run.first_state() if last is None else store.restore(last, run.abstract)
             if last is not None:
                 log.say(f"going on from step {last} of {config.steps} in {folder}")
+                store.measured(log.evaluations)
             outcome = _Loop(run, store, log, stop, watch).until_done(state)
             del state
         if outcome.stopped_by is None:
@@ -123,10 +124,13 @@ class _Loop:
         config, agreement = self._run.config, Agreement(self._run.mesh)
         step = int(state.step)
         pending: list[tuple[HostBatch, dict[str, jax.Array]]] = []
-        concern = Concern.NONE
+        concern, measured = Concern.NONE, True
         with self._run.feed(step) as batches, self._profiler() as profile, self._watch.telling():
-            if step and self._due(step)[1] and not self._log.has_evaluation(step):  # it was interrupted there
-                concern = self._evaluated(step, state)[1]
+            if step and self._due(step)[1] and step not in self._log.evaluations:  # it was interrupted there
+                found, concern = self._evaluated(step, state)
+                measured = found is not None or self._run.evaluate is None
+                if found is not None:
+                    self._store.measured({step: found})
             coming = Coming(iter(batches))
             concern = max(concern, agreement.ask(self._concern(coming))())
             while step < config.steps and not concern:
@@ -152,19 +156,21 @@ class _Loop:
                         found = None
                         if evaluates and not concern:
                             found, concern = self._evaluated(step, state)
+                        measured = not evaluates or found is not None or self._run.evaluate is None
                         if saves:
                             self._store.save(step, state, config, found)
                             self._saved = step
                 self._store.check_written()
                 concern = max(concern, agreement.at_once(self._concern(coming)))
-            if concern and step < config.steps:
+            early = concern != Concern.NONE and (step < config.steps or not measured)
+            if early:
                 self._keep(step, state, pending)  # whatever is the matter, it is not the state
             self._store.wait()
             if coming.error is not None:
                 raise coming.error
         if concern == Concern.CANNOT_READ:
             raise OtherProcessError
-        stopped = self._stop.name if concern and step < config.steps else None
+        stopped = self._stop.name if early else None
         return Outcome(step, config.steps, stopped, {**self._metrics, **self._speed()}, None)
 
     def _concern(self, coming: Coming) -> Concern:

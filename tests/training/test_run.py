@@ -261,23 +261,71 @@ def test_a_run_that_is_asked_to_stop_while_features_are_computed_goes_on_with_th
     assert weights(half, "export") == weights(whole, "export")
 
 
-def test_a_run_that_is_asked_to_stop_while_it_is_measured_is_measured_when_it_goes_on(settings, workshop, monkeypatch):
-    config = settings(data__evaluate=[{"path": str(workshop / "pictures.jsonl")}], evaluation__every=2)
+def stopped_in_evaluation(step, config, monkeypatch):
+    """Trains until a signal comes while a step is measured."""
     plain = passes.joined
 
     def stop(pieces, ids):
-        if len(losses(config)) == 4:
+        if len(losses(config)) == step:
             signal.raise_signal(signal.SIGTERM)
         return plain(pieces, ids)
 
     with monkeypatch.context() as patch:
         patch.setattr("altclip_jax.training.stages.joined", stop)
-        outcome = train(config, quiet=True)
-    assert (outcome.step, outcome.stopped_by) == (4, "SIGTERM")
-    assert steps_kept(config)[-1] == 4
-    assert [entry["step"] for entry in log_of(config) if "evaluation" in entry] == [2]
+        return train(config, quiet=True)
+
+
+def best_is_kept(settings, workshop, **changes):
+    """A run of which the last step is not the best: that has the greatest loss."""
+    kept = {"every": 2, "keep_last": 1, "keep_best": 1, "metric": "loss", "mode": "max"}
+    return settings(data__evaluate=[{"path": str(workshop / "pictures.jsonl")}], checkpoints=kept, **changes)
+
+
+def evaluations(config):
+    return {entry["step"]: entry["evaluation"] for entry in log_of(config) if "evaluation" in entry}
+
+
+def test_a_checkpoint_whose_evaluation_was_interrupted_can_be_the_best(settings, workshop, tmp_path, monkeypatch):
+    whole, half = (best_is_kept(settings, workshop, folder=str(tmp_path / name)) for name in ("whole", "half"))
+    train(whole, quiet=True)
+    best = max(evaluations(whole), key=lambda step: evaluations(whole)[step]["loss"])
+    assert best < 6
+    outcome = stopped_in_evaluation(best, half, monkeypatch)
+    assert (outcome.step, outcome.stopped_by) == (best, "SIGTERM")
+    assert steps_kept(half)[-1] == best
+    assert best not in evaluations(half)
+    train(half, quiet=True)
+    assert evaluations(half) == evaluations(whole)
+    assert steps_kept(half) == steps_kept(whole) == [best, 6]
+    with CheckpointStore(Path(half.folder), half.checkpoints, read_only=True) as store:
+        assert store.best() == best
+    assert weights(half, "export") == weights(whole, "export")
+    measured = [Path(config.folder) / f"checkpoints/{best}/metrics" for config in (half, whole)]
+    assert len({(path / "metrics").read_text() for path in measured}) == 1
+
+
+def test_a_run_that_is_asked_to_stop_in_its_last_evaluation_is_not_done(settings, workshop, monkeypatch):
+    config = best_is_kept(settings, workshop)
+    outcome = stopped_in_evaluation(6, config, monkeypatch)
+    assert (outcome.step, outcome.stopped_by, outcome.exported) == (6, "SIGTERM", None)
+    assert steps_kept(config)[-1] == 6
+    assert 6 not in evaluations(config)
+    outcome = train(config, quiet=True)
+    assert (outcome.stopped_by, outcome.exported) == (None, Path(config.folder) / "export")
+    assert sorted(evaluations(config)) == [2, 4, 6]
+
+
+def test_metrics_that_a_run_of_before_only_told_are_given_to_its_checkpoints(settings, workshop, monkeypatch):
+    """0.1.0 evaluated when it went on, and wrote it in the log alone."""
+    config = best_is_kept(settings, workshop)
+    interrupted_after(5, config, monkeypatch)
+    best = steps_kept(config)[0]
+    measured = Path(config.folder) / f"checkpoints/{best}/metrics"
+    before = json.loads((measured / "metrics").read_text())
+    shutil.rmtree(measured)
     train(config, quiet=True)
-    assert [entry["step"] for entry in log_of(config) if "evaluation" in entry] == [2, 4, 6]
+    assert json.loads((measured / "metrics").read_text()) == before
+    assert steps_kept(config) == [best, 6]
 
 
 def test_two_runs_do_not_work_in_one_folder(settings, monkeypatch, capsys):

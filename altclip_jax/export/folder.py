@@ -22,7 +22,7 @@ from altclip_jax.files.ownership import refuse_others
 from altclip_jax.files.staging import Staging, refusals_explained
 from altclip_jax.inference.encoders import length_buckets
 from altclip_jax.inference.pipeline import AltCLIP
-from altclip_jax.processing.base_tokenizer import BaseTokenizer
+from altclip_jax.processing.tokenizer import BaseTokenizer
 from altclip_jax.weights.writers import TensorSource, safetensors_blocks
 
 MANIFEST, WEIGHTS = "manifest.json", "weights.safetensors"

@@ -10,7 +10,7 @@ import numpy as np
 from jaxtyping import Float32, Int, Int32
 
 from altclip_jax.inference.encoders import Encoding, in_flight, length_buckets, padded_size
-from altclip_jax.processing.base_tokenizer import BaseTokenizer
+from altclip_jax.processing.tokenizer import BaseTokenizer
 
 Encode = Callable[[np.ndarray, np.ndarray], Encoding]
 _WINDOW = 16_384  # texts that are sorted together: memory does not grow with their number

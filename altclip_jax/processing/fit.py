@@ -6,9 +6,9 @@ import os
 from collections.abc import Iterable, Iterator
 
 from altclip_jax.config import CLIPTextConfig, TwoTowerConfig, VisionConfig, XLMRobertaConfig
-from altclip_jax.processing.base_tokenizer import BaseTokenizer
 from altclip_jax.processing.image import AltCLIPImageProcessor
 from altclip_jax.processing.processor import AltCLIPProcessor
+from altclip_jax.processing.tokenizer import BaseTokenizer
 
 
 def load_processor(source: str | os.PathLike[str], config: TwoTowerConfig) -> AltCLIPProcessor:

@@ -11,9 +11,8 @@ from collections.abc import Mapping, Sequence
 from typing import Any, Self
 
 from altclip_jax.files import hub
-from altclip_jax.processing.base_tokenizer import BaseTokenizer
 from altclip_jax.processing.image import AltCLIPImageProcessor
-from altclip_jax.processing.tokenizer import load_tokenizer
+from altclip_jax.processing.tokenizer import BaseTokenizer, load_tokenizer
 
 IMAGE_FILES = ("preprocessor_config.json",)
 TOKENIZER_FILES = (

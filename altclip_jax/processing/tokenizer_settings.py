@@ -1,4 +1,4 @@
-"""What the JSON files beside a vocabulary say: special tokens, added tokens, the longest text, sides.
+"""Special tokens, added tokens, longest text, sides: what a folder's JSON files say, and a family takes for granted.
 
 Source: from_pretrained of tokenization_utils_base.py in transformers 4.56.2, whose precedence this is.
 """
@@ -11,8 +11,60 @@ from pathlib import Path
 from typing import Any, Self
 
 from altclip_jax.files.json_file import read_json_object
-from altclip_jax.processing.tokenizer_family import NO_LIMIT, ROLE_NAMES, XLM_ROBERTA, TokenizerFamily
 
+NO_LIMIT = int(1e30)  # as the reference writes it
+ROLE_NAMES = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
+
+
+@dataclass(frozen=True)
+class TokenizerFamily:
+    """The tokenizers of one kind of text tower.
+
+    Attributes:
+        slow_class: The reference's class, as tokenizer_config.json names it; with "Fast" behind it reads a
+            tokenizer.json.
+        own_files: The vocabulary that the class reads, all of them needed.
+        roles: The tokens of the roles that the family has.
+        max_length: Of a text, in tokens with the special ones.
+        normalized: Its tokens are looked for in the normalised text, so in capitals too; None: if not special.
+    """
+
+    slow_class: str
+    own_files: tuple[str, ...]
+    roles: Mapping[str, str]
+    max_length: int = NO_LIMIT
+    normalized: bool | None = None
+
+    def claims(self, tokenizer_class: str | None) -> bool:
+        """Tells whether a tokenizer_config.json with this class is the family's; one that is silent may be."""
+        return tokenizer_class in (None, self.slow_class, f"{self.slow_class}Fast")
+
+
+XLM_ROBERTA = TokenizerFamily(
+    "XLMRobertaTokenizer",
+    ("sentencepiece.bpe.model",),
+    {
+        "bos_token": "<s>",
+        "eos_token": "</s>",
+        "unk_token": "<unk>",
+        "sep_token": "</s>",
+        "pad_token": "<pad>",
+        "cls_token": "<s>",
+        "mask_token": "<mask>",
+    },
+)
+CLIP = TokenizerFamily(
+    "CLIPTokenizer",
+    ("vocab.json", "merges.txt"),
+    {
+        "bos_token": "<|startoftext|>",
+        "eos_token": "<|endoftext|>",
+        "unk_token": "<|endoftext|>",
+        "pad_token": "<|endoftext|>",
+    },
+    max_length=77,
+    normalized=True,
+)
 CONFIG_FILE, MAP_FILE, ADDED_FILE = "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json"
 
 
@@ -92,7 +144,10 @@ class TokenizerSettings:
                 *_parsed_list(json_tokens(), str(folder / "tokenizer.json")),
             ]
         given = {"model_max_length": family.max_length, **given, **_parsed(overrides, "The overrides")}
-        assumed = {name: SpecialToken(content, declared=False) for name, content in family.roles.items()}
+        assumed = {
+            name: SpecialToken(content, declared=False, normalized=family.normalized)
+            for name, content in family.roles.items()
+        }
         roles = {name: given.pop(name, assumed.get(name)) for name in ROLE_NAMES if name in given or name in assumed}
         additional = [*given.pop("additional_special_tokens", []), *given.pop("extra_special_tokens", [])]
         return cls(

@@ -18,8 +18,8 @@ from altclip_jax.data.loader import Loader
 from altclip_jax.data.samples import ImageText, ImageTextSource, SampleError
 from altclip_jax.data.sources import Mixture, open_sources
 from altclip_jax.data.text_pair_stream import TextPairStream
-from altclip_jax.processing.base_tokenizer import BaseTokenizer
 from altclip_jax.processing.processor import AltCLIPProcessor
+from altclip_jax.processing.tokenizer import BaseTokenizer
 from altclip_jax.training.config import DataSettings, RunConfig, SourceSettings, made_augmentation
 from altclip_jax.training.features import Features
 

@@ -15,9 +15,9 @@ import jax
 
 from altclip_jax import parallel
 from altclip_jax.files.json_file import read_json_object, write_json
-from altclip_jax.training.chips import CHIPS, named
+from altclip_jax.planning.chips import CHIPS, named
+from altclip_jax.planning.plan import plan, topology_devices
 from altclip_jax.training.config import RunConfig
-from altclip_jax.training.plan import plan, topology_devices
 
 Line = tuple[str, int, str, int, int]  # recipe, devices, mesh, rows of the batch, its parts
 RECIPES = Path(__file__).parents[1] / "recipes" / "altclip"

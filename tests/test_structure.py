@@ -26,6 +26,7 @@ FLOORS = (
     "corpus",
     "evaluation",
     "training",
+    "planning",
     "cli",
 )
 

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any
 from altclip_jax.cli.command import add_command, print_json
 
 if TYPE_CHECKING:
-    from altclip_jax.training.chips import Chip, Reading
-    from altclip_jax.training.plan import Plan
+    from altclip_jax.planning.chips import Chip, Reading
+    from altclip_jax.planning.plan import Plan
 
 _AXES = ("data", "fsdp", "tensor")
 _CHIPS = ("v4", "v5e", "v5p", "v6e")
@@ -36,9 +36,9 @@ def add_commands(commands: Any) -> None:
 
 
 def _plan(options: argparse.Namespace) -> None:
-    from altclip_jax.training.chips import read
+    from altclip_jax.planning.chips import read
+    from altclip_jax.planning.plan import plan_apart
     from altclip_jax.training.config import RunConfig
-    from altclip_jax.training.plan import plan_apart
 
     mesh = [] if options.mesh is None else [f"mesh={{{_axes(options.mesh)}}}"]
     config = RunConfig.read(options.config, [*options.settings, *mesh])
@@ -68,7 +68,7 @@ def _axes(text: str) -> str:
 def _chip(options: argparse.Namespace) -> Chip:
     import dataclasses
 
-    from altclip_jax.training.chips import CHIPS
+    from altclip_jax.planning.chips import CHIPS
 
     kind = (options.topology or "").partition(":")[0]
     chip = CHIPS[options.chip or (kind if kind in CHIPS else "v5e")]
@@ -80,7 +80,7 @@ def _chip(options: argparse.Namespace) -> Chip:
 
 
 def _print(stage: str, plan: Plan, chip: Chip, reading: Reading) -> None:
-    from altclip_jax.training.chips import named
+    from altclip_jax.planning.chips import named
 
     by = "the CPU compiler's estimate" if plan.compiler == "cpu" else f"compiled for TPU {plan.compiler}"
     axes = " x ".join(f"{axis} {size}" for axis, size in plan.mesh.items())

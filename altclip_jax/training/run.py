@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import functools
 import math
 from collections.abc import Callable
 from pathlib import Path
@@ -22,12 +21,12 @@ from altclip_jax.training.feeding import Feeder, feed
 from altclip_jax.training.flops import product_flops
 from altclip_jax.training.folder import begin, open_model
 from altclip_jax.training.interrupt import StopRequest
-from altclip_jax.training.optimizer import make_optimizer, make_schedule
+from altclip_jax.training.optimizer import make_schedule
 from altclip_jax.training.partition import split
 from altclip_jax.training.passes import Passes
 from altclip_jax.training.stages import Evaluate, Say
-from altclip_jax.training.state import TrainState, initial_state
-from altclip_jax.training.steps import StepSettings, make_train_step, step_settings, value_and_gradient
+from altclip_jax.training.state import TrainState
+from altclip_jax.training.steps import StepSettings, build_step, value_and_gradient
 from altclip_jax.weights.convert import Params
 
 
@@ -89,20 +88,10 @@ def build(
     )
     parts = build_stage(stages.Builder(config, folder, mesh, model, locked_shapes, passes, storing, say))
 
-    optimizer = make_optimizer(config.optimizer, config.steps, trained_shapes)
-    averaged = config.optimizer.ema_decay is not None
-    make_state = functools.partial(initial_state, optimizer=optimizer, averaged=averaged)
-    shapes = jax.eval_shape(make_state, trained_shapes)
-    places = parallel.state_shardings(mesh, shapes)
-    settings = step_settings(config, model, mesh)
-    compiled = jax.jit(
-        make_train_step(parts.objective, optimizer, settings),
-        donate_argnums=0,
-        out_shardings=(places, parallel.sharding(mesh)),
-    )
+    built = build_step(config, model, mesh, parts.objective, trained_shapes)
 
     def step(state: TrainState, arrays: dict[str, np.ndarray]) -> tuple[TrainState, dict[str, jax.Array]]:
-        done: tuple[TrainState, dict[str, jax.Array]] = compiled(
+        done: tuple[TrainState, dict[str, jax.Array]] = built.function(
             state, parts.locked, parts.helper, parallel.place_batch(mesh, arrays, config.batch_size, mine)
         )
         return done
@@ -112,8 +101,7 @@ def build(
         if trained is None:
             raise ValueError("A resumed run has no first state: it goes on from its checkpoint.")
         here, trained = trained, None  # or it would stay on its devices for the whole run
-        state: TrainState = jax.jit(make_state, out_shardings=places)(here)
-        return state
+        return built.make_state(here)
 
     def flops(arrays: dict[str, np.ndarray]) -> float:
         plain = parts.objective.plain()
@@ -130,7 +118,7 @@ def build(
         folder=folder,
         mesh=mesh,
         model=model,
-        abstract=parallel.placed(shapes, places),
+        abstract=built.state,
         first_state=first_state,
         step=step,
         feed=lambda first: feed(parts.stream, config, folder, first_step=first, rows=mine, lookup=parts.lookup),

@@ -6,7 +6,7 @@ import dataclasses
 import functools
 import math
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -16,12 +16,13 @@ from jax.sharding import Mesh
 
 from altclip_jax.model.stacked import stack_layers, unstack_layers
 from altclip_jax.model.two_towers import TwoTowerModel
-from altclip_jax.parallel import BATCH, batch_devices, gathered
+from altclip_jax.parallel import BATCH, batch_devices, gathered, placed, sharding, state_shardings
 from altclip_jax.training.config import RunConfig
 from altclip_jax.training.losses import gather, interleave
 from altclip_jax.training.objectives import Batch, Features, Objective, dropout_rates
+from altclip_jax.training.optimizer import make_optimizer
 from altclip_jax.training.partition import merge
-from altclip_jax.training.state import TrainState
+from altclip_jax.training.state import TrainState, initial_state
 from altclip_jax.weights.convert import Params
 
 Metrics = dict[str, Array]
@@ -72,6 +73,40 @@ def step_settings(config: RunConfig, model: TwoTowerModel, mesh: Mesh) -> StepSe
         groups=batch_devices(mesh),
         scan_layers=config.model.scan_layers,
     )
+
+
+class BuiltStep(NamedTuple):
+    """The compiled step of a run, and the state that it changes."""
+
+    function: Callable[[TrainState, Params, Params, Batch], tuple[TrainState, Metrics]]  # jitted; takes the state away
+    make_state: Callable[[Params], TrainState]  # jitted: the first state, each array in its place
+    state: TrainState  # shapes, dtypes and places
+
+
+def build_step(config: RunConfig, model: TwoTowerModel, mesh: Mesh, objective: Objective, trained: Params) -> BuiltStep:
+    """Builds the step of a run for a mesh, whose devices need not exist.
+
+    Args:
+        config: The run.
+        model: Its network.
+        mesh: Where it is computed.
+        objective: What is learned.
+        trained: Shapes of the parameters that train.
+
+    Raises:
+        ValueError: the optimizer's rules do not fit the parameters.
+    """
+    optimizer = make_optimizer(config.optimizer, config.steps, trained)
+    averaged = config.optimizer.ema_decay is not None
+    make_state = functools.partial(initial_state, optimizer=optimizer, averaged=averaged)
+    shapes = jax.eval_shape(make_state, trained)
+    places = state_shardings(mesh, shapes)
+    function = jax.jit(
+        make_train_step(objective, optimizer, step_settings(config, model, mesh)),
+        donate_argnums=0,
+        out_shardings=(places, sharding(mesh)),
+    )
+    return BuiltStep(function, jax.jit(make_state, out_shardings=places), placed(shapes, places))
 
 
 def make_train_step(objective: Objective, optimizer: optax.GradientTransformation, settings: StepSettings) -> TrainStep:

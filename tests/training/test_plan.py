@@ -7,11 +7,10 @@ import numpy as np
 import pytest
 
 from altclip_jax import cli
-from altclip_jax.training import plan as planning
+from altclip_jax.planning import plan as planning
+from altclip_jax.planning.chips import CHIPS, read
+from altclip_jax.planning.plan import abstract_step, plan
 from altclip_jax.training import stages
-from altclip_jax.training.abstract_step import abstract_step
-from altclip_jax.training.chips import CHIPS, read
-from altclip_jax.training.plan import plan
 from altclip_jax.training.run import build
 
 MESH = {"mesh__data": 2, "mesh__fsdp": 2, "mesh__tensor": 2}

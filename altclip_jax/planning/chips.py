@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 from typing import NamedTuple
 
-from altclip_jax.training.plan import Plan
+from altclip_jax.planning.plan import Plan
 
 _GIB = 2**30
 

@@ -158,7 +158,7 @@ def parse(text: str) -> Program:
     if entry is None or entry != list(computations)[-1]:
         raise ValueError(
             "The text of the compiled program does not end with its ENTRY computation: it is not the HLO that jax"
-            " prints, or a newer form of it that altclip_jax/training/hlo.py has yet to learn."
+            " prints, or a newer form of it that altclip_jax/planning/program.py has yet to learn."
         )
     return Program(computations)
 

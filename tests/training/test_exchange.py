@@ -10,8 +10,8 @@ from jax import lax
 from jax.sharding import PartitionSpec
 
 from altclip_jax import parallel
-from altclip_jax.training import hlo
-from altclip_jax.training.collectives import device_groups, device_pairs, exchanges
+from altclip_jax.planning import program as hlo
+from altclip_jax.planning.exchange import device_groups, device_pairs, exchanges
 
 
 @pytest.fixture(scope="module")

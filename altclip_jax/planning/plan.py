@@ -13,19 +13,29 @@ import math
 import multiprocessing
 import os
 import time
+from collections.abc import Callable
 from concurrent.futures.process import BrokenProcessPool
-from typing import Any
+from pathlib import Path
+from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 from jax.sharding import Mesh
 
 from altclip_jax import parallel
-from altclip_jax.training import hlo
-from altclip_jax.training.abstract_step import Step, abstract_step
-from altclip_jax.training.collectives import Exchange, exchanges
+from altclip_jax.files import hub
+from altclip_jax.model.clip import CLIPTextModel, CLIPTextModelWithProjection
+from altclip_jax.model.two_towers import TwoTowerModel
+from altclip_jax.planning.exchange import Exchange, exchanges
+from altclip_jax.planning.program import parse
+from altclip_jax.training import folder
 from altclip_jax.training.config import RunConfig
 from altclip_jax.training.flops import product_flops
-from altclip_jax.training.steps import StepSettings, value_and_gradient
+from altclip_jax.training.objectives import Objective, TeacherLearning
+from altclip_jax.training.partition import split
+from altclip_jax.training.stages import check_widths, contrastive_objective
+from altclip_jax.training.state import TrainState
+from altclip_jax.training.steps import StepSettings, build_step, value_and_gradient
 from altclip_jax.weights.convert import Params
 
 # Machine code that nobody runs need not be fast: half the time to compile, and the same program in every number here.
@@ -151,7 +161,7 @@ def plan(config: RunConfig, mesh: Mesh, *, compiler: str) -> Plan:
     step = abstract_step(config, mesh)
     compiled = _compiled(step, _NEVER_RUN if compiler == "cpu" else {})
     seconds = time.perf_counter() - start
-    program, memory = hlo.parse(compiled.as_text()), compiled.memory_analysis()
+    program, memory = parse(compiled.as_text()), compiled.memory_analysis()
     arguments, temporaries = memory.argument_size_in_bytes, memory.temp_size_in_bytes
     peak = arguments + temporaries + memory.output_size_in_bytes - memory.alias_size_in_bytes
     if compiler != "cpu":
@@ -212,3 +222,100 @@ def model_flops(step: Step) -> float:
 def _shard_bytes(leaf: Any) -> int:
     shape: tuple[int, ...] = leaf.sharding.shard_shape(leaf.shape)
     return math.prod(shape) * int(leaf.dtype.itemsize)
+
+
+class Step(NamedTuple):
+    """The step of a run without its arrays."""
+
+    function: Callable[..., Any]  # jitted, of the four that follow
+    state: TrainState
+    locked: Params
+    helper: Params
+    batch: Params
+    objective: Objective
+
+    def lowered(self) -> Any:
+        """Returns the traced step, which compiles."""
+        function: Any = self.function
+        return function.lower(self.state, self.locked, self.helper, self.batch)
+
+
+def abstract_step(config: RunConfig, mesh: Mesh) -> Step:
+    """Returns the step of a run and what it takes, as shapes that say where their arrays would be.
+
+    Raises:
+        ValueError: settings, model and mesh do not fit each other.
+    """
+    parallel.local_rows(mesh, config.batch_size)
+    model = folder.open_model(config, _config_file(config.model.source))
+    trained, locked = split(model.param_shapes(), config.model.train, config.model.frozen)
+    stage = _teacher_learning if config.stage == "teacher" else _contrastive
+    objective, helper, parts, batch = stage(config, mesh, model)
+    built = build_step(config, model, mesh, objective, trained)
+    used = {part: tree for part, tree in locked.items() if part in parts}
+    rows = parallel.sharding(mesh, parallel.BATCH)
+    return Step(
+        function=built.function,
+        state=built.state,
+        locked=parallel.placed(used, parallel.param_shardings(mesh, used)),
+        helper=helper,
+        batch={name: _abstract((config.batch_size, *shape), dtype, rows) for name, (shape, dtype) in batch.items()},
+        objective=objective,
+    )
+
+
+def _contrastive(config: RunConfig, mesh: Mesh, model: TwoTowerModel) -> tuple[Objective, Params, set[str], Params]:
+    """Returns the objective, no teacher, the locked parts that the step reads, and a row of its batch."""
+    vision, data = model.config.vision_config, config.data
+    image_locked = "vision_model" not in config.model.train
+    stored = image_locked and data.store_image_features and not data.augmentation
+    picture: dict[str, Any] = (
+        {"image_features": ((vision.hidden_size,), jnp.float32)}
+        if stored
+        else {"pixel_values": ((vision.num_channels, vision.image_size, vision.image_size), jnp.float32)}
+    )
+    parts = set(model.param_shapes()) - ({"vision_model"} if stored else set())
+    objective = contrastive_objective(config, model, mesh)
+    return objective, {}, parts, {**_texts(data.max_length), **picture}
+
+
+def _teacher_learning(
+    config: RunConfig, mesh: Mesh, model: TwoTowerModel
+) -> tuple[Objective, Params, set[str], Params]:
+    """Returns the objective, the teacher, the locked parts that the step reads, and a row of its batch."""
+    assert config.teacher is not None
+    projected = config.teacher.target == "projected"
+    kind = CLIPTextModelWithProjection if projected else CLIPTextModel
+    own = kind.config_class.from_json(_config_file(config.teacher.source))
+    teacher = kind(own, dtype=jnp.dtype("float32" if config.teacher.store else config.model.dtype))
+    shapes = teacher.param_shapes()
+    helper = parallel.placed(shapes, parallel.param_shardings(mesh, shapes, teacher.params_prefix))
+    parts = {"text_model", "logit_scale", *(["text_projection"] if projected else [])}
+    objective = TeacherLearning(model, teacher, config.teacher.target)
+    check_widths(model, teacher, config.teacher.target)
+    texts = _texts(config.data.max_length)
+    if config.teacher.store:
+        width = own.projection_dim if projected else own.hidden_size
+        return objective, {}, parts, {**texts, "teacher_features": ((width,), jnp.float32)}
+    return objective, helper, parts, {**texts, **_texts(config.teacher.max_length, "teacher_")}
+
+
+def _texts(length: int, prefix: str = "") -> Params:
+    return {f"{prefix}{name}": ((length,), jnp.int32) for name in ("input_ids", "attention_mask")}
+
+
+def _config_file(source: str) -> Path:
+    """Returns the config.json that a source is, or has."""
+    if Path(source).is_file():
+        return Path(source)
+    try:
+        return hub.fetch_files(source, ["config.json"]) / "config.json"
+    except FileNotFoundError as error:
+        raise FileNotFoundError(
+            f"{error} A plan needs no weights: model.source and teacher.source may also be a config.json."
+        ) from None
+
+
+def _abstract(shape: tuple[int, ...], dtype: Any, sharding: Any) -> Any:
+    abstract: Any = jax.ShapeDtypeStruct
+    return abstract(shape, dtype, sharding=sharding)

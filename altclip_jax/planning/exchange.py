@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from altclip_jax.training.hlo import Placed, Program
+from altclip_jax.planning.program import Placed, Program
 
 KINDS = (
     "all-gather",

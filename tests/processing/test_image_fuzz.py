@@ -62,7 +62,7 @@ def test_the_unharmed_file_is_a_picture(name):
 
 
 @pytest.mark.parametrize("name", FILES)
-@settings(max_examples=100, derandomize=True, deadline=None, database=None)
+@settings(max_examples=100)
 @given(data=st.data())
 def test_a_mutated_file_is_a_picture_or_an_image_error(name, data):
     content = data.draw(mutated(FILES[name]))

@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 from altclip_jax.weights.readers import CheckpointError, open_checkpoint
 
 SCRIPT = Path(__file__).parents[2] / "scripts" / "fuzz_readers.py"
-FILES = settings(max_examples=300, derandomize=True, database=None, deadline=None)
+FILES = settings(max_examples=300)
 
 DTYPES = [
     np.float64,

@@ -41,7 +41,7 @@ def check_text_inputs(
         given = "neither" if input_ids is None else "both"
         raise ValueError(f"The text tower needs input_ids or inputs_embeds, exactly one of them; got {given}.")
     name, tokens = ("input_ids", input_ids) if inputs_embeds is None else ("inputs_embeds", inputs_embeds)
-    shape = np.shape(tokens)
+    shape = _shape(name, tokens)
     if inputs_embeds is None:
         _check_input_ids(tokens)
     if inputs_embeds is not None and (len(shape) != 3 or shape[2] != config.hidden_size):
@@ -70,7 +70,7 @@ def check_causal_text_inputs(
     if input_ids is None:
         raise ValueError("You have to specify input_ids: integers of shape (batch, sequence).")
     _check_input_ids(input_ids)
-    batch, length = np.shape(input_ids)
+    batch, length = _shape("input_ids", input_ids)
     _check_shape("attention_mask", attention_mask, (batch, length))
     _check_shape("position_ids", position_ids, (batch, length), integers=True)
     _check_ids("input_ids", input_ids, config.vocab_size, "the vocabulary")
@@ -98,7 +98,7 @@ def check_pixel_values(config: VisionConfig, pixel_values: Any, interpolate_pos_
     """Raises ValueError for pictures that the image tower cannot take, naming what it expected."""
     if pixel_values is None:
         raise ValueError("You have to specify pixel_values: an array of shape (batch, channels, height, width).")
-    shape, size, patch = np.shape(pixel_values), config.image_size, config.patch_size
+    shape, size, patch = _shape("pixel_values", pixel_values), config.image_size, config.patch_size
     if len(shape) != 4 or shape[1] != config.num_channels:
         raise ValueError(f"pixel_values must have shape (batch, {config.num_channels}, height, width), got {shape}.")
     height, width = shape[2:]
@@ -111,6 +111,27 @@ def check_pixel_values(config: VisionConfig, pixel_values: Any, interpolate_pos_
         raise ValueError(f"A picture of {height}*{width} pixels is smaller than one patch of {patch}*{patch}.")
 
 
+def _shape(name: str, value: Any) -> tuple[int, ...]:
+    """Returns the shape of an array, or of the one that lists make.
+
+    Raises:
+        ValueError: they make none, since their rows differ in length.
+        TypeError: jit traced them, number by number.
+    """
+    way_out = "pad the texts, as processor(text=..., padding=True, return_tensors='np') does"
+    if name == "pixel_values":
+        way_out = "give np.stack(pixel_values) of pictures of one size, such as AltCLIPProcessor makes"
+    if not hasattr(value, "shape") and not all(map(_is_known, jax.tree.leaves(value))):
+        raise TypeError(f"{name} is a list, and jit takes arrays: {way_out}.")
+    try:
+        shape: tuple[int, ...] | None = np.shape(value)
+    except ValueError:
+        shape = None
+    if shape is None or isinstance(getattr(value, "dtype", None), np.dtypes.ObjectDType):
+        raise ValueError(f"{name} has rows of different lengths, which make no array: {way_out}.")
+    return shape
+
+
 def _is_known(value: Any) -> bool:
     return not isinstance(value, jax.core.Tracer)
 
@@ -120,7 +141,7 @@ def _is_integer(value: Any) -> bool:
 
 
 def _check_input_ids(ids: Any) -> None:
-    if len(np.shape(ids)) != 2 or not _is_integer(ids):
+    if len(_shape("input_ids", ids)) != 2 or not _is_integer(ids):
         raise ValueError(f"input_ids must be integers of shape (batch, sequence), got {_describe(ids)}.")
 
 
@@ -132,7 +153,7 @@ def _check_shape(name: str, value: Any, *shapes: tuple[Any, ...], integers: bool
     """Checks what comes beside texts; one row may stand for all of them."""
     if value is None:
         return
-    found = np.shape(value)
+    found = _shape(name, value)
     fits = any(len(found) == len(shape) and found[1:] == shape[1:] and found[0] in (shape[0], 1) for shape in shapes)
     if not fits or (integers and not _is_integer(value)):
         expected = " or ".join(map(str, shapes))

@@ -135,6 +135,12 @@ def test_nothing_is_compiled_after_the_warm_up(clip, pictures, axes):
     assert [len(part) for part in images] == [8, 3]
 
 
+def test_texts_that_were_not_padded_are_named_with_the_way_out(clip):
+    texts = clip.processor(text=["x", "a red apple"])
+    with pytest.raises(ValueError, match=r"input_ids has rows of different lengths.*padding=True"):
+        encoders.encode_text(clip.model, clip.params, texts["input_ids"], texts["attention_mask"])
+
+
 def test_bytes_need_the_image_processor(clip, pictures):
     with pytest.raises(ValueError, match="image_processor="):
         CompiledEncoders(clip.model, clip.params).images(pictures)

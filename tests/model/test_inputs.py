@@ -57,6 +57,42 @@ def test_texts_that_do_not_fit(text, inputs, words):
         text(**inputs)
 
 
+RAGGED = [[0, 5, 2], [0, 5, 6, 7, 2]]
+FULL = np.array([[0, 5, 2, 1, 1], [0, 5, 6, 7, 2]])
+
+
+@pytest.mark.parametrize(
+    "inputs",
+    [
+        {"input_ids": RAGGED},
+        {"input_ids": [np.array(row) for row in RAGGED]},
+        {"input_ids": np.array([np.array(row) for row in RAGGED], dtype=object)},
+        {"input_ids": FULL, "attention_mask": RAGGED},
+        {"input_ids": FULL, "position_ids": RAGGED},
+        {"input_ids": FULL, "token_type_ids": RAGGED},
+    ],
+)
+def test_texts_that_were_not_padded_are_named_with_the_way_out(text, inputs):
+    name = list(inputs)[-1]
+    with pytest.raises(ValueError, match=f"^{name} has rows of different lengths.*padding=True, return_tensors='np'"):
+        text(**inputs)
+
+
+@pytest.mark.parametrize("ids", [RAGGED, FULL.tolist()])
+def test_lists_of_tokens_do_not_go_through_jit(config, params, ids):
+    apply = functools.partial(jax.jit(AltCLIPModel(config).apply, static_argnames="method"), {"params": params})
+    with pytest.raises(TypeError, match=r"^input_ids is a list.*padding=True, return_tensors='np'"):
+        apply(ids, method="get_text_features")
+    with pytest.raises(TypeError, match=r"^pixel_values is a list.*np\.stack"):
+        apply(list(np.zeros((2, 3, 12, 12), np.float32)), method="get_image_features")
+
+
+def test_lists_of_equal_rows_are_taken_outside_jit(text):
+    expected = text(input_ids=FULL, attention_mask=FULL != 1).pooler_output
+    found = text(input_ids=FULL.tolist(), attention_mask=(FULL != 1).tolist()).pooler_output
+    assert np.array_equal(found, expected)
+
+
 def test_padding_does_not_count_towards_the_length_where_ids_are_known(text):
     ids = np.full((1, 24), 5)
     ids[0, 20:] = 1
@@ -85,6 +121,12 @@ def test_inside_jit_an_id_outside_its_table_is_never_mistaken_for_an_answer(text
 def test_pictures_that_do_not_fit(model, params, shape, words):
     with pytest.raises(ValueError, match=words):
         model.apply({"params": params}, np.zeros(shape, np.float32), method="get_image_features")
+
+
+def test_pictures_of_different_sizes_are_named_with_the_way_out(model, params):
+    pictures = [np.zeros((3, 12, side), np.float32) for side in (12, 13)]
+    with pytest.raises(ValueError, match=r"^pixel_values has rows of different lengths.*AltCLIPProcessor"):
+        model.apply({"params": params}, pictures, method="get_image_features")
 
 
 def test_missing_inputs_and_unequal_pairs(model, params, batch):

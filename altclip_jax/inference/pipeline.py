@@ -55,7 +55,8 @@ class AltCLIP:
     ) -> Self:
         """Loads a folder or hub repository; without `source` the embedded model, which needs no network.
 
-        It may also be a CLIP, such as a teacher. See `AltCLIPModel.from_pretrained` for the arguments and errors.
+        It may also be a CLIP, such as a teacher. See `AltCLIPModel.from_pretrained` for the arguments and errors; a
+        processor that is not that of the model is a ValueError, too.
         """
         place: Any = default_checkpoint() if source is None else source
         where: dict[str, Any] = {"revision": revision, "local_files_only": local_files_only}

@@ -64,6 +64,20 @@ def refuse_others(folder: Path, kind: Kind) -> None:
         )
 
 
+def refuse_ours(folder: Path, what: str) -> None:
+    """Checks that a folder is none of ours, for those who write `what` into folders of others.
+
+    Raises:
+        FileExistsError: it is one.
+    """
+    found = kind_of(folder)
+    if found is not None:
+        raise FileExistsError(
+            f"{folder} was written by `{_WRITTEN_BY[found]}`, and {what} would take the place of its files: name"
+            " another folder."
+        )
+
+
 def kind_of(folder: Path) -> Kind | None:
     """Returns what we have written into a folder, None if nothing says that we have.
 

@@ -126,6 +126,7 @@ class PretrainedModel(nn.Module):
 
         Raises:
             ValueError: the parameters are not those of this model; every difference is named.
+            FileExistsError: the folder is that of a run, a store, an index or programs.
             OSError: the file system refused.
         """
         pretrained.save(self, folder, params, dtype=dtype, max_shard_bytes=max_shard_bytes)

@@ -13,6 +13,7 @@ import numpy as np
 from jax.typing import DTypeLike
 
 from altclip_jax.files import hub
+from altclip_jax.files.ownership import refuse_ours
 from altclip_jax.machine import default_device
 from altclip_jax.weights.convert import (
     Params,
@@ -153,6 +154,7 @@ def save(
     max_shard_bytes: int = 5_000_000_000,
 ) -> None:
     """Writes weights and config.json as transformers does; see `PretrainedModel.save_pretrained`."""
+    refuse_ours(Path(folder), "a model")
     sources = tensor_sources(
         params, model.param_shapes(), table=model.rule_table, prefix=model.params_prefix, dtype=dtype
     )
@@ -167,10 +169,12 @@ def save_orbax(model: Any, folder: str | os.PathLike[str], params: Params, *, dt
     """Writes the parameter tree as an orbax checkpoint in `folder`/orbax_params, and config.json beside it.
 
     Raises:
-        FileExistsError: the folder holds such a checkpoint already; orbax does not replace one atomically.
+        FileExistsError: the folder holds such a checkpoint already, which orbax does not replace atomically; or it is
+            that of a run, a store, an index or programs.
     """
     import orbax.checkpoint as ocp
 
+    refuse_ours(Path(folder), "a model")
     check_params(params, model.param_shapes())
     if dtype is not None:
         params = with_dtype(params, dtype)

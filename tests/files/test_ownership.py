@@ -5,6 +5,8 @@ import os
 
 import pytest
 
+from altclip_jax import checkpoints
+from altclip_jax.assets import default_checkpoint
 from altclip_jax.files.ownership import MARKER, claim, containing, keep_apart, kind_of
 
 
@@ -62,6 +64,17 @@ def test_what_0_1_0_wrote_is_known_and_gets_the_marker(tmp_path, kind):
     assert not (tmp_path / MARKER).exists()
     claim(tmp_path, kind)
     assert json.loads((tmp_path / MARKER).read_text()) == {"kind": kind, "version": 1}
+
+
+@pytest.mark.parametrize("form", ["safetensors", "orbax"])
+@pytest.mark.parametrize("kind", WITHOUT_MARKER)
+def test_a_model_does_not_take_the_place_of_a_run(tmp_path, kind, form):
+    for name, values in WITHOUT_MARKER[kind].items():
+        write(tmp_path / name, json.dumps(values))
+    before = content(tmp_path)
+    with pytest.raises(FileExistsError, match=r"was written by `altclip .*a model would take the place of its files"):
+        checkpoints.convert(default_checkpoint(), tmp_path, form=form)
+    assert content(tmp_path) == before
 
 
 @pytest.mark.parametrize(

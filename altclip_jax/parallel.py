@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
@@ -151,15 +151,43 @@ def batch_devices(mesh: Mesh) -> int:
     return devices
 
 
+class RowShare(NamedTuple):
+    """Rows of a global batch that the same processes hold, in order."""
+
+    rows: Int[np.ndarray, " share"]
+    holders: tuple[int, ...]  # the processes, in order
+
+
+def row_shares(mesh: Mesh, rows: int) -> tuple[RowShare, ...]:
+    """Cuts the rows of a global batch by who holds them, the same in all processes.
+
+    Who shares out work between processes does it by these and never by the number of a process: where "tensor" goes
+    across processes, some hold the same rows and must bring the same to them.
+
+    Raises:
+        ValueError: the batch cannot be dealt evenly over the devices.
+    """
+    each = _rows_of_a_device(mesh, rows)
+    of_blocks = [
+        tuple(sorted({device.process_index for device in block}))
+        for block in mesh.devices.reshape(batch_devices(mesh), -1)
+    ]
+    holders = np.repeat(np.arange(len(of_blocks)), each)  # the block of each row
+    return tuple(
+        RowShare(
+            np.flatnonzero(np.isin(holders, [place for place, own in enumerate(of_blocks) if own == group])), group
+        )
+        for group in dict.fromkeys(of_blocks)
+    )
+
+
 def local_rows(mesh: Mesh, rows: int) -> Int[np.ndarray, " mine"]:
     """Returns which rows of a global batch the devices of this process hold, in order.
 
     Raises:
         ValueError: the batch cannot be dealt evenly over the devices.
     """
-    devices = batch_devices(mesh)
-    if rows % devices:
-        raise ValueError(f"A batch of {rows} rows cannot be dealt evenly over data x fsdp = {devices} devices.")
+    _rows_of_a_device(mesh, rows)
     everything = np.arange(rows)
     pieces = sharding(mesh, BATCH).addressable_devices_indices_map((rows,)).values()
     return np.unique(np.concatenate([everything[piece] for piece in pieces if piece is not None]))
@@ -190,6 +218,13 @@ def place_batch(
         return placed
 
     return {name: place(array) for name, array in arrays.items()}
+
+
+def _rows_of_a_device(mesh: Mesh, rows: int) -> int:
+    devices = batch_devices(mesh)
+    if rows % devices:
+        raise ValueError(f"A batch of {rows} rows cannot be dealt evenly over data x fsdp = {devices} devices.")
+    return rows // devices
 
 
 def _fitted(mesh: Mesh, axes: Axes | None, shape: Sequence[int]) -> Axes:

@@ -28,19 +28,32 @@ class BadSamples:
         read: How many different samples were read.
     """
 
-    def __init__(self, log: str | os.PathLike[str] | None = None, *, max_bad_share: float = 0.01):
+    def __init__(
+        self,
+        log: str | os.PathLike[str] | None = None,
+        *,
+        max_bad_share: float = 0.01,
+        logs: bool = True,
+        read: int = 0,
+        parts: int = 1,
+    ):
         """Starts a count.
 
         Args:
             log: A JSONL file to which each bad sample is added once, even over several runs.
             max_bad_share: Of the different samples read so far, or of 1000 while they are fewer.
+            logs: Without, the log is left to another process, which reads the same samples.
+            read: Good samples that were read before and are not read again.
+            parts: Of how many equal parts of the samples this is told of one. Until `judge` hears of all, the others
+                count as if nothing in them were bad.
 
         Raises:
             OSError: the log cannot be read.
         """
         self.names: dict[str, str] = {}
-        self.read = 0
+        self.read = read
         self._found_at_start = 0
+        self._logs, self._parts = logs, parts
         self._share = max_bad_share
         self._seen = np.zeros(0, np.uint8)  # a bit for each sample
         self._log = None if log is None else Path(log)
@@ -58,7 +71,7 @@ class BadSamples:
         known = len(self.names)
         self._note(faults)
         self._found_at_start += len(self.names) - known
-        self._judge(self._found_at_start, samples)
+        self.judge(self._found_at_start, samples)
 
     def record(self, ids: Iterable[int], faults: Iterable[SampleError]) -> None:
         """Takes the ids of samples that were read, and which of them were bad.
@@ -74,7 +87,21 @@ class BadSamples:
         self.read += int(np.count_nonzero(self._seen[unique // 8] & bits == 0))
         np.bitwise_or.at(self._seen, unique // 8, bits)
         if self._note(faults):
-            self._judge(len(self.names) - self._found_at_start, self.read)
+            self.judge(self.bad, self.read * self._parts)
+
+    @property
+    def bad(self) -> int:
+        """How many of those that were read are bad."""
+        return len(self.names) - self._found_at_start
+
+    def judge(self, bad: int, read: int) -> None:
+        """Takes how many samples were bad of how many that were read, in all processes.
+
+        Raises:
+            TooManyBadSamples: the allowed share is exceeded.
+        """
+        if bad > self._share * max(read, _JUDGED_OVER):
+            raise TooManyBadSamples(self.explain(f"{bad:,} of {read:,} samples cannot be used"))
 
     def explain(self, what: str) -> str:
         """Returns a sentence and the list of the bad samples."""
@@ -92,7 +119,7 @@ class BadSamples:
             for name, reason in new.items()
             if name not in self._logged
         ]
-        if self._log is not None and lines:
+        if self._log is not None and self._logs and lines:
             self._logged.update(new)
             with refusals_explained(self._log):
                 self._log.parent.mkdir(parents=True, exist_ok=True)
@@ -100,10 +127,6 @@ class BadSamples:
                     file.write((self._break + "".join(lines)).encode("utf-8", "backslashreplace"))
                     self._break = ""
         return bool(new)
-
-    def _judge(self, bad: int, of: int) -> None:
-        if bad > self._share * max(of, _JUDGED_OVER):
-            raise TooManyBadSamples(self.explain(f"{bad} of {of:,} samples cannot be used"))
 
 
 def _names_in(log: bytes) -> set[str]:

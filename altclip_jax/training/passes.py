@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
+import zlib
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -21,12 +23,14 @@ from altclip_jax.distributed import OtherProcessError
 from altclip_jax.evaluation.collection import collect
 from altclip_jax.inference.encoders import pad_rows
 from altclip_jax.training.interrupt import Stopped, StopRequest
-from altclip_jax.training.processes import Concern, exchanged
+from altclip_jax.training.processes import Concern, exchanged, is_first
 from altclip_jax.weights.convert import Params
 
 Walk = Callable[..., Iterator[HostBatch]]  # such as `ImageTextStream.all_pictures`
 Encoder = Callable[[Params, dict[str, np.ndarray], dict[str, np.ndarray]], tuple[np.ndarray, dict[str, np.ndarray]]]
 _LANGUAGE_BYTES = 32  # of a language's name; what is longer is cut
+_LOOK = "Look whether all hosts see the same files, and run the same command again: it goes on from what is done."
+_IDS = ("example", "picture")  # the arrays that say what stands in a row
 
 
 class Piece(NamedTuple):
@@ -40,7 +44,8 @@ class Piece(NamedTuple):
 class Passes:
     """Passes over data with the rows, the threads and the log of bad samples of one run.
 
-    Each process reads its share of the samples and gets what the encoder says of all of them.
+    Each process reads samples for the rows of the mesh that it holds, those that hold the same rows the same samples,
+    and gets what the encoder says of all of them.
     """
 
     def __init__(
@@ -58,11 +63,16 @@ class Passes:
         """
         self._mesh, self._rows, self._stop = mesh, rows, stop
         self._mine = parallel.local_rows(mesh, rows)
+        self._shares = parallel.row_shares(mesh, rows)
+        self._held = [
+            [number for number, share in enumerate(self._shares) if process in share.holders]
+            for process in range(jax.process_count())
+        ]
         self._threads, self._log, self._max_bad_share = threads, log, max_bad_share
 
     def things(self, mixture: Mixture[ImageTextSource]) -> Int[np.ndarray, " samples"]:
         """Returns which thing each sample is about: samples with a picture in common are about one."""
-        bad = BadSamples(self._log, max_bad_share=self._max_bad_share)
+        bad = BadSamples(self._log, max_bad_share=self._max_bad_share, logs=is_first())
         return collect(mixture, bad).sample_ids
 
     def encoder(self, function: Callable[..., jax.Array], prefix: str = "") -> Encoder:
@@ -99,25 +109,17 @@ class Passes:
 
         Raises:
             Stopped: it was asked to.
-            TooManyBadSamples: more than are allowed.
+            TooManyBadSamples: more than are allowed, of all that the processes have read.
+            ValueError: processes that hold the same rows have read different samples.
             OtherProcessError: another process could not go on.
         """
-        bad = BadSamples(self._log, max_bad_share=self._max_bad_share)
-        walk = functools.partial(walk, len(self._mine), threads=self._threads, bad_samples=bad, **options)
-        own = walk(share=(jax.process_index(), jax.process_count()))
-        arrays: dict[str, np.ndarray] | None = None
-        while (found := self._next(own)) is not None:
-            batch = found[0]
-            if batch is not None:
-                languages = [(language or "any").encode()[:_LANGUAGE_BYTES] for language in batch.languages]
-                named = np.array(languages, f"S{_LANGUAGE_BYTES}").view(np.uint8).reshape(-1, _LANGUAGE_BYTES)
-                arrays = {**batch.arrays, "language": named}
-            elif arrays is None:  # this process has no samples of its own: any will do for rows that do not count
-                arrays = {**next(walk()).arrays, "language": np.zeros((1, _LANGUAGE_BYTES), np.uint8)}
-            padded = {name: pad_rows(rows[: len(self._mine)], len(self._mine)) for name, rows in arrays.items()}
-            padded["counts"] = np.arange(len(self._mine)) < (0 if batch is None else len(batch.names))
-            beside = {name: padded[name] for name in (*keep, "language", "counts")}
-            values, beside = encode(params, {name: padded[name] for name in inputs}, beside)
+        known = int(options["but"].sum()) if options.get("but") is not None else 0
+        walk = functools.partial(walk, threads=self._threads, **options)
+        readers = [self._reader(walk, number, known) for number in self._held[jax.process_index()]]
+        while self._fetched(readers):
+            local = {name: self._in_order([reader.arrays[name] for reader in readers]) for name in readers[0].arrays}
+            beside = {name: local[name] for name in (*keep, "language", "counts")}
+            values, beside = encode(params, {name: local[name] for name in inputs}, beside)
             counts = beside.pop("counts")
             names = beside.pop("language")[counts].view(f"S{_LANGUAGE_BYTES}").reshape(-1)
             yield Piece(
@@ -126,25 +128,95 @@ class Passes:
                 [name.decode("utf-8", "ignore") for name in names.tolist()],
             )
 
-    def _next(self, own: Iterator[HostBatch]) -> tuple[HostBatch | None] | None:
-        """Returns this process's next batch, which is None while only others have some, or None at the end of all."""
-        batch: HostBatch | None = None
+    def _reader(self, walk: Walk, number: int, known: int) -> _Reader:
+        share, of = self._shares[number], len(self._shares)
+        leads = share.holders[0] == jax.process_index()
+        bad = BadSamples(self._log, max_bad_share=self._max_bad_share, logs=leads, read=known // of, parts=of)
+        return _Reader(walk, len(share.rows), (number, of), bad, leads=leads)
+
+    def _in_order(self, parts: list[np.ndarray]) -> np.ndarray:
+        """Joins rows of the shares that this process holds."""
+        if len(parts) == 1:
+            return parts[0]
+        rows = np.concatenate([self._shares[number].rows for number in self._held[jax.process_index()]])
+        joined: np.ndarray = np.concatenate(parts)[np.argsort(rows)]
+        return joined
+
+    def _fetched(self, readers: Sequence[_Reader]) -> bool:
+        """Reads this process's next rows; returns whether any process has some, and all know what one has met."""
         error: Exception | None = None
         concern = Concern.NONE
         if self._stop is not None and self._stop.asked():
             concern = Concern.ASKED_TO_STOP
         try:
-            batch = next(own, None)
+            for reader in readers:
+                reader.fetch()
         except Exception as found:
             error, concern = found, Concern.CANNOT_READ
-        more, most = exchanged(np.array([batch is not None, concern], np.int32)).max(axis=0)
+        bad, read = np.sum([(0, 0), *((each.bad.bad, each.bad.read) for each in readers if each.leads)], axis=0)
+        digests = [reader.digest for reader in readers] + [0] * (max(map(len, self._held)) - len(readers))
+        more = any(reader.batch is not None for reader in readers)
+        told = exchanged(np.array([more, concern, bad, read, *digests], np.int32))
+        most = told[:, 1].max()
         if error is not None:
             raise error
         if most == Concern.CANNOT_READ:
             raise OtherProcessError
+        some = bool(told[:, 0].any())
+        self._require_same(told[:, 4:], readers if some else ())
+        readers[0].bad.judge(*told[:, 2:4].sum(axis=0, dtype=np.int64).tolist())
         if most == Concern.ASKED_TO_STOP:
             raise Stopped
-        return (batch,) if more else None
+        return some
+
+    def _require_same(self, digests: Int[np.ndarray, "processes shares"], readers: Sequence[_Reader]) -> None:
+        """Raises ValueError where one process cannot read what another can."""
+        if not all(reader.arrays for reader in readers):
+            raise ValueError(f"This process can read no sample at all, while another can. {_LOOK}")
+        for number, share in enumerate(self._shares):
+            found = {digests[process, self._held[process].index(number)] for process in share.holders}
+            if len(found) > 1:
+                raise ValueError(
+                    f"Processes {', '.join(map(str, share.holders))} hold the same rows of a batch and have read"
+                    f" different samples for them: what one can read, another cannot. {_LOOK}"
+                )
+
+
+class _Reader:
+    """Reads what one share of the rows is filled with, batch by batch.
+
+    Attributes:
+        batch: The latest, None at the end.
+        arrays: Its arrays with as many rows as the share; at the end, rows that do not count.
+        digest: Says which samples it has.
+        bad: The bad samples of the share.
+        leads: Whether no process before this one reads the same.
+    """
+
+    def __init__(self, walk: Walk, rows: int, share: tuple[int, int], bad: BadSamples, *, leads: bool):
+        self.batch: HostBatch | None = None
+        self.arrays: dict[str, np.ndarray] = {}
+        self.digest = 0
+        self.bad, self.leads = bad, leads
+        self._rows = rows
+        self._own = walk(rows, share=share, bad_samples=bad)
+        self._any: Any = functools.partial(walk, 1, bad_samples=BadSamples(max_bad_share=1.0))
+
+    def fetch(self) -> None:
+        """Reads the next batch."""
+        self.batch = shown = next(self._own, None)
+        if shown is None and not self.arrays:  # without samples of its own, any will do for rows that do not count
+            with contextlib.closing(self._any()) as others:
+                shown = next(others, None)
+        if shown is not None:
+            languages = [(language or "any").encode()[:_LANGUAGE_BYTES] for language in shown.languages]
+            named = np.array(languages, f"S{_LANGUAGE_BYTES}").view(np.uint8).reshape(-1, _LANGUAGE_BYTES)
+            arrays = {**shown.arrays, "language": named}
+            self.arrays = {name: pad_rows(rows[: self._rows], self._rows) for name, rows in arrays.items()}
+        if self.arrays:
+            self.arrays["counts"] = np.arange(self._rows) < (0 if self.batch is None else len(self.batch.names))
+        ids = [] if self.batch is None else [self.batch.arrays[name] for name in _IDS if name in self.batch.arrays]
+        self.digest = zlib.crc32(b"".join(rows.tobytes() for rows in ids)) >> 1  # an int32
 
 
 def joined(pieces: Iterator[Piece], ids: str) -> Piece:

@@ -99,6 +99,27 @@ def test_a_few_bad_samples_at_the_start_do_not_stop_a_run():
         bad.record([11], [fault(11)])
 
 
+def test_one_of_several_parts_is_judged_as_if_the_others_were_good_until_all_are_known():
+    """Two processes of which one reads all the bad samples, and one that goes on after 5,000 good ones."""
+    bad = BadSamples(max_bad_share=0.06, parts=2)
+    for first in range(0, 2000, 100):
+        bad.record(range(first, first + 100), [fault(number) for number in range(first, first + 10)])
+    assert (bad.bad, bad.read) == (200, 2000)
+    bad.judge(200, 4000)
+    with pytest.raises(TooManyBadSamples, match=r"300 of 4,000 samples cannot be used"):
+        bad.judge(300, 4000)
+    with pytest.raises(TooManyBadSamples, match=r"241 of 4,000 samples"):
+        bad.record([], [fault(number) for number in range(2000, 2041)])
+    BadSamples(read=5000).record(range(40), [fault(number) for number in range(40)])
+
+
+def test_another_process_that_reads_the_same_writes_the_log(tmp_path):
+    bad = BadSamples(tmp_path / "bad.jsonl", logs=False)
+    bad.record([1], [fault(1)])
+    assert bad.names == {"sample 1": "bad"}
+    assert not (tmp_path / "bad.jsonl").exists()
+
+
 def test_without_tolerance_the_first_bad_sample_stops_the_run():
     with pytest.raises(TooManyBadSamples, match="sample 1: bad"):
         BadSamples(max_bad_share=0).record([0], [fault(1)])

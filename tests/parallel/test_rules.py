@@ -2,6 +2,8 @@
 
 import math
 import re
+from types import SimpleNamespace
+from typing import NamedTuple
 
 import jax
 import numpy as np
@@ -63,3 +65,42 @@ def test_a_parameter_without_a_rule_is_an_error_that_names_it(families):
         parallel.param_shardings(parallel.make_mesh(fsdp=8), tree)
     assert all(path in str(caught.value) for path in unknown)
     assert "query/kernel" not in str(caught.value)
+
+
+class Device(NamedTuple):
+    process_index: int
+
+
+def laid_out(data, tensor, each, order=None):
+    """A mesh of which no device exists: `each` of a process, in the order of their processes or in another."""
+    count = data * tensor
+    devices = np.empty(count, object)
+    devices[:] = [Device(place // each) for place in (order or range(count))]
+    return SimpleNamespace(devices=devices.reshape(data, 1, tensor), shape={"data": data, "fsdp": 1, "tensor": tensor})
+
+
+@pytest.mark.parametrize(
+    ("mesh", "expected"),
+    [
+        (laid_out(4, 1, each=2), [((0,), range(6)), ((1,), range(6, 12))]),
+        (laid_out(2, 2, each=2), [((0,), range(6)), ((1,), range(6, 12))]),
+        (laid_out(1, 2, each=1), [((0, 1), range(12))]),
+        (laid_out(2, 2, each=1), [((0, 1), range(6)), ((2, 3), range(6, 12))]),
+        (laid_out(2, 2, each=2, order=(0, 2, 1, 3)), [((0, 1), range(12))]),
+        (laid_out(4, 1, each=2, order=(0, 2, 1, 3)), [((0,), [0, 1, 2, 6, 7, 8]), ((1,), [3, 4, 5, 9, 10, 11])]),
+        (laid_out(3, 2, each=3), [((0,), range(4)), ((0, 1), range(4, 8)), ((1,), range(8, 12))]),
+    ],
+    ids=["data", "tensor within", "tensor across", "both", "turned", "by turns", "one block in common"],
+)
+def test_rows_are_shared_by_who_holds_them(mesh, expected):
+    shares = parallel.row_shares(mesh, 12)
+    assert [(share.holders, share.rows.tolist()) for share in shares] == [(who, list(rows)) for who, rows in expected]
+
+
+def test_the_rows_of_one_process_are_one_share():
+    for axes in ({"data": 8}, {"fsdp": 2, "tensor": 4}, {"tensor": 8}):
+        (share,) = parallel.row_shares(parallel.make_mesh(**axes), 16)
+        assert share.holders == (0,)
+        np.testing.assert_array_equal(share.rows, parallel.local_rows(parallel.make_mesh(**axes), 16))
+    with pytest.raises(ValueError, match="12 rows cannot be dealt evenly over data x fsdp = 8 devices"):
+        parallel.row_shares(parallel.make_mesh(data=8), 12)

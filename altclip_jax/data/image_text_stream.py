@@ -153,15 +153,16 @@ class ImageTextStream:
             threads: How many read and decode.
             bad_samples: Is told the bad ones.
             share: Of the pictures, see `walk`.
-            but: By their ids, the pictures that are left out.
+            but: By their ids, the pictures that are left out; what changes in it later has no effect.
         """
+        left_out = None if but is None else but.copy()  # jobs are looked at as they are needed
 
         def load(job: _Picked) -> list[Loaded]:
             sample = self._read(job)
             values = {"picture": self._picture_id(job), **self._pixel_values(sample, job)}
             return [Loaded(self._example(job), sample.name, None, values)]
 
-        jobs = (job for job in self._pictures() if but is None or not but[self._picture_id(job)])
+        jobs = (job for job in self._pictures() if left_out is None or not left_out[self._picture_id(job)])
         return self._walk(load, jobs, batch_size, threads, bad_samples, share)
 
     def _drawn(self, place: Place) -> Loaded:

@@ -94,7 +94,7 @@ class TextPairStream:
             threads: How many read.
             bad_samples: Is told the bad ones.
             share: Of the pairs, see `walk`.
-            but: By their ids, the pairs that are left out.
+            but: By their ids, the pairs that are left out; what changes in it later has no effect.
 
         Raises:
             ValueError: there is no teacher's tokenizer.
@@ -129,10 +129,11 @@ class TextPairStream:
         share: Share,
         but: Bool[np.ndarray, " pairs"] | None = None,
     ) -> Iterator[HostBatch]:
+        left_out = None if but is None else but.copy()  # jobs are looked at as they are needed
         everything = (
             (place, index) for place, source in enumerate(self.mixture.sources) for index in range(len(source))
         )
-        jobs = (job for job in everything if but is None or not but[self._draws.example(*job)])
+        jobs = (job for job in everything if left_out is None or not left_out[self._draws.example(*job)])
         return walk(
             self.mixture,
             jobs,

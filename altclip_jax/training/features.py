@@ -17,10 +17,12 @@ from jaxtyping import Bool, Float32, Int64
 
 from altclip_jax.files.json_file import read_json_object, write_json
 from altclip_jax.files.staging import refusals_explained
-from altclip_jax.training.processes import barrier, is_first
+from altclip_jax.training.processes import barrier, from_first, is_first
 
 Pieces = Iterable[tuple[Int64[np.ndarray, " piece"], np.ndarray]]
 _MARKED_EVERY = 32  # pieces between two writes to disk
+_FORMAT = 2  # of a file; before, rows may be missing or wrong
+_LOOKED_AT = 64  # rows of a file of an earlier format
 
 
 def file_identity(path: Path) -> list[Any]:
@@ -42,12 +44,21 @@ class Features(NamedTuple):
 
 
 def computed_once(
-    path: Path, rows: int, width: int, of: Mapping[str, Any], compute: Callable[[Bool[np.ndarray, " rows"]], Pieces]
+    path: Path,
+    rows: int,
+    width: int,
+    of: Mapping[str, Any],
+    compute: Callable[[Bool[np.ndarray, " rows"]], Pieces],
+    say: Callable[[str], None] = lambda text: None,
 ) -> Features:
     """Returns the features in a file, computing those that are not there yet.
 
     Beside FILE.npy stand FILE.there.npy, which rows it has, and FILE.json, what they were computed of. All processes
-    of a run call this together; the first writes.
+    of a run call this together; the first writes, and what it finds there holds for all.
+
+    A file is complete when a pass over the rows without features has found nothing in them that can be read: whatever
+    a row was lost by, it does not stay lost. What release 0.1.0 calls complete may lack rows, or in several processes
+    have been computed of other samples, and is looked at again.
 
     Args:
         path: FILE.npy.
@@ -55,6 +66,7 @@ def computed_once(
         width: Numbers in each.
         of: What they are computed of, as JSON can say it; where this changed, all are computed anew.
         compute: Gets which rows are there, and gives (ids, features) of the others piece by piece.
+        say: Is told what is done.
 
     Raises:
         OSError: a file cannot be written.
@@ -64,25 +76,73 @@ def computed_once(
     wanted = {"of": dict(of), "rows": rows, "width": width}
     barrier("features are looked at")
     found = read_json_object(described) if described.is_file() else {}
-    if {name: found.get(name) for name in wanted} != wanted:
-        barrier("features are begun")  # after all have looked
+    same = {name: found.get(name) for name in wanted} == wanted
+    sound = same and found.get("format") == _FORMAT
+    same, sound, complete = from_first(np.array([same, sound, sound and bool(found.get("complete"))])).tolist()
+
+    def begin() -> None:
+        barrier("features are begun")
         if is_first():
             _begin(described, {path: (np.float32, (rows, width)), marks: (np.bool_, (rows,))}, wanted)
-        found = wanted
-    barrier("features are there to be filled")
-    there: np.ndarray = np.load(marks)
-    if not found.get("complete"):
+        barrier("features are there to be filled")
+
+    if not same:
+        begin()
+    there = from_first(np.load(marks))
+    if same and not sound:
+        say(f"{path} was computed by an earlier release: looking whether it is right and whole")
+        if _is_wrong(path, there, compute):
+            say(f"{path} is wrong, and so is what the run in {path.parents[1]} has learned from it: computing it anew")
+            begin()
+            there[:] = False
+    if not complete:
+        before = int(there.sum())
+        say(f"computing {path.stem} features of {rows:,} samples, once{f'; {before:,} are there' if before else ''}")
         with _Writer(path, marks) if is_first() else contextlib.nullcontext() as writer:
-            for ids, values in compute(there):
-                there[ids] = True
-                if writer is not None:
-                    writer.add(ids, np.asarray(values, np.float32))
+            _fill(there, compute, lambda ids, values: None if writer is None else writer.add(ids, values))
         if not there.any():
             raise ValueError(f"There is nothing to compute {path.name} of: no sample could be read.")
+        if before and found.get("complete") and (lost := int(there.sum()) - before):
+            say(f"{path} was said to be complete and lacked {lost:,} samples that can be read: they are there now")
         if is_first():
-            write_json(described, {**wanted, "complete": True})
+            write_json(described, {**wanted, "format": _FORMAT, "complete": True})
         barrier("features are complete")
     return Features(np.load(path, mmap_mode="r"), there)
+
+
+def _fill(
+    there: Bool[np.ndarray, " rows"],
+    compute: Callable[[Bool[np.ndarray, " rows"]], Pieces],
+    write: Callable[[np.ndarray, np.ndarray], None],
+) -> None:
+    """Computes rows until a pass over those that are not there finds none of them."""
+    while not there.all():
+        known = there.copy()
+        known.flags.writeable = False
+        for ids, values in compute(known):
+            there[ids] = True
+            write(ids, np.asarray(values, np.float32))
+        if np.array_equal(known, there):
+            break
+
+
+def _is_wrong(
+    path: Path, there: Bool[np.ndarray, " rows"], compute: Callable[[Bool[np.ndarray, " rows"]], Pieces]
+) -> bool:
+    """Computes some rows again and returns whether others stand in the file, in the same way in all processes.
+
+    The dtype or the mesh may be another now: rows are as good as equal if they are much nearer than two of them are.
+    """
+    chosen = np.flatnonzero(there)[:: max(1, int(there.sum()) // _LOOKED_AT)][:_LOOKED_AT]
+    others = np.ones_like(there)
+    others[chosen] = False
+    pieces = [(ids, np.asarray(values, np.float32)) for ids, values in compute(others)]
+    if not pieces:
+        return False
+    ids, values = (np.concatenate(parts) for parts in zip(*pieces, strict=True))
+    apart = np.linalg.norm(values - values.mean(axis=0), axis=1).mean()
+    wrong = np.linalg.norm(values - np.load(path, mmap_mode="r")[ids], axis=1) > max(apart, 1e-3) / 4
+    return bool(from_first(np.array([wrong.any()]))[0])
 
 
 def _begin(described: Path, files: Mapping[Path, tuple[Any, tuple[int, ...]]], wanted: Mapping[str, Any]) -> None:
@@ -104,7 +164,7 @@ def _begin(described: Path, files: Mapping[Path, tuple[Any, tuple[int, ...]]], w
                     os.posix_fallocate(file.fileno(), begin, size)
                 file.flush()
                 os.fsync(file.fileno())
-    write_json(described, dict(wanted))
+    write_json(described, {**wanted, "format": _FORMAT})
 
 
 class _Writer:

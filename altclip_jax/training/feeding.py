@@ -15,7 +15,7 @@ from altclip_jax.data.bad_samples import BadSamples
 from altclip_jax.data.batches import HostBatch, Stream
 from altclip_jax.data.image_text_stream import ImageTextStream
 from altclip_jax.data.loader import Loader
-from altclip_jax.data.samples import ImageText, ImageTextSource, SampleError
+from altclip_jax.data.samples import SampleError, Source
 from altclip_jax.data.sources import Mixture, open_sources
 from altclip_jax.data.text_pair_stream import TextPairStream
 from altclip_jax.processing.processor import AltCLIPProcessor
@@ -32,8 +32,19 @@ class Lookup(NamedTuple):
     features: Features
 
     def added(self, arrays: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-        """Returns the arrays of a batch with the features beside them."""
-        return {**arrays, self.name: self.features.rows[arrays[self.by]]}
+        """Returns the arrays of a batch with the features beside them.
+
+        Raises:
+            ValueError: a row has none.
+        """
+        ids = arrays[self.by]
+        if lost := sorted(set(ids[~self.features.there[ids]].tolist())):
+            shown = ", ".join(map(str, lost[:10])) + (f" and {len(lost) - 10} more" if len(lost) > 10 else "")
+            raise ValueError(
+                f"There are no {self.name} of {self.by} {shown}, and zeros in their place would be learned from. Remove"
+                " features/ in the run's folder, and run the same command again: they are computed anew."
+            )
+        return {**arrays, self.name: self.features.rows[ids]}
 
     def added_to(self, walk: Callable[..., Iterator[HostBatch]]) -> Callable[..., Iterator[HostBatch]]:
         """Returns a walk over the same samples whose batches have the features."""
@@ -134,7 +145,7 @@ def image_text_stream(
     """Opens pictures with captions; with `features` pictures are not read, and those without are bad samples."""
     mixture = open_sources([source.spec() for source in which], "image_text")
     if features is not None and (lost := features.missing):
-        mixture = _without(mixture, lost)
+        mixture = _without(mixture, lost, _WithoutPictures)
     augmentation = made_augmentation(data.augmentation) if augmented else None
     return ImageTextStream(
         mixture,
@@ -148,12 +159,20 @@ def image_text_stream(
 
 
 def text_pair_stream(
-    config: RunConfig, which: tuple[SourceSettings, ...], teacher: BaseTokenizer | None, student: BaseTokenizer
+    config: RunConfig,
+    which: tuple[SourceSettings, ...],
+    teacher: BaseTokenizer | None,
+    student: BaseTokenizer,
+    *,
+    features: Features | None = None,
 ) -> TextPairStream:
-    """Opens parallel text; without the teacher's tokenizer its side is left out."""
+    """Opens parallel text; without the teacher's tokenizer its side is left out, and what `features` lack is bad."""
     assert config.teacher is not None
+    mixture = open_sources([source.spec() for source in which], "text_pairs")
+    if features is not None and (lost := features.missing):
+        mixture = _without(mixture, lost, _Without)
     return TextPairStream(
-        open_sources([source.spec() for source in which], "text_pairs"),
+        mixture,
         teacher,
         student,
         seed=config.seed,
@@ -162,32 +181,51 @@ def text_pair_stream(
     )
 
 
-class _WithoutPictures:
-    """A source whose samples are bad if one of their pictures is."""
+class _Without:
+    """A source whose samples are bad if they have no features."""
 
-    def __init__(self, source: ImageTextSource, lost: frozenset[int]):
+    reason = "it could not be read when the teacher's features were computed"
+
+    def __init__(self, source: Source[Any], lost: frozenset[int]):
         self._source, self._lost = source, lost
         self.faults, self.groups = source.faults, source.groups
 
     def __len__(self) -> int:
         return len(self._source)
 
-    def first_picture(self, index: int) -> int:
-        return self._source.first_picture(index)
+    @staticmethod
+    def first_id(source: Any, index: int) -> int:
+        """Returns the first of a sample's ids by which features are known; index may be the number of samples."""
+        return index
 
-    def read(self, index: int) -> ImageText:
+    def read(self, index: int) -> Any:
         sample = self._source.read(index)
-        if not self._lost.isdisjoint(range(self.first_picture(index), self.first_picture(index + 1))):
-            raise SampleError(sample.name, "one of its pictures could not be read when their features were computed")
+        ids = range(self.first_id(self._source, index), self.first_id(self._source, index + 1))
+        if not self._lost.isdisjoint(ids):
+            raise SampleError(sample.name, self.reason)
         return sample
 
 
-def _without(mixture: Mixture[ImageTextSource], lost: frozenset[int]) -> Mixture[ImageTextSource]:
+class _WithoutPictures(_Without):
+    """A source whose samples are bad if one of their pictures has no features."""
+
+    reason = "one of its pictures could not be read when their features were computed"
+
+    def first_picture(self, index: int) -> int:
+        return self.first_id(self._source, index)
+
+    @staticmethod
+    def first_id(source: Any, index: int) -> int:
+        first: int = source.first_picture(index)
+        return first
+
+
+def _without(mixture: Mixture[Any], lost: frozenset[int], kind: type[_Without]) -> Mixture[Any]:
     sources: list[Any] = []
     first = 0
     for source in mixture.sources:
-        count = source.first_picture(len(source))
-        own = frozenset(picture - first for picture in lost if first <= picture < first + count)
-        sources.append(_WithoutPictures(source, own) if own else source)
+        count = kind.first_id(source, len(source))
+        own = frozenset(name - first for name in lost if first <= name < first + count)
+        sources.append(kind(source, own) if own else source)
         first += count
     return Mixture(tuple(sources), mixture.weights)

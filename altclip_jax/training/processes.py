@@ -33,6 +33,13 @@ def exchanged(values: np.ndarray) -> np.ndarray:
     return rows
 
 
+def from_first(values: np.ndarray) -> np.ndarray:
+    """Returns the values of the first process, also where those of the others differ; not their shape or dtype."""
+    if jax.process_count() == 1:
+        return values
+    return np.array(multihost_utils.broadcast_one_to_all(values), values.dtype)
+
+
 def whole(tree: Any) -> Any:
     """Returns a tree of global arrays with every array readable by this process; all processes call this."""
 

@@ -82,7 +82,6 @@ class Builder:
 
         def compute(there: np.ndarray) -> Pieces:
             done = int(there.sum())
-            self.say(f"computing {name} features of {rows:,} samples, once{f'; {done:,} are there' if done else ''}")
             told = time.monotonic()
             for piece in pieces(there):
                 done += len(piece.values)
@@ -95,7 +94,8 @@ class Builder:
             {**source.model_dump(mode="json"), "files": [file_identity(path) for path in expanded(source.path)]}
             for source in sources
         ]
-        return computed_once(self.folder / "features" / f"{name}.npy", rows, width, {"sources": of}, compute)
+        path = self.folder / "features" / f"{name}.npy"
+        return computed_once(path, rows, width, {"sources": of}, compute, self.say)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -173,10 +173,11 @@ def _image_features(builder: Builder) -> Callable[[str, ImageTextStream, Sequenc
     encode = builder.passes.encoder(states)
 
     def pooled(name: str, stream: ImageTextStream, sources: Sequence[SourceSettings]) -> Features:
+        tower = functools.cache(lambda: builder.locked(["vision_model"]))  # read if anything is computed, and once
+
         def pieces(there: np.ndarray) -> Iterator[Piece]:
-            params = builder.locked(["vision_model"])
             return builder.passes.over(
-                stream.all_pictures, encode, params, inputs=["pixel_values"], keep=["picture"], but=there
+                stream.all_pictures, encode, tower(), inputs=["pixel_values"], keep=["picture"], but=there
             )
 
         width = model.config.vision_config.hidden_size
@@ -255,7 +256,7 @@ def teacher_learning(builder: Builder) -> Parts:
                 "example",
             ),
         )
-        stream = text_pair_stream(config, config.data.train, None, student)
+        stream = text_pair_stream(config, config.data.train, None, student, features=lookup.features)
     locked = builder.locked(["text_model", "logit_scale", *(["text_projection"] if target == "projected" else [])])
     evaluate = None
     if config.data.evaluate:

@@ -12,6 +12,7 @@ from PIL import Image
 from altclip_jax import AltCLIPImageProcessor, AltCLIPProcessor
 from altclip_jax.assets import PICTURES
 from altclip_jax.data.augment import Augmentation
+from altclip_jax.data.bad_samples import BadSamples
 from altclip_jax.data.image_text_stream import ImageTextStream
 from altclip_jax.data.loader import Loader
 from altclip_jax.data.sources import SourceSpec, open_sources
@@ -263,3 +264,31 @@ def test_all_pairs_and_all_sources_come_once_and_in_order(pairs, processor):
     assert set(sources[0].arrays) == {"example", "teacher_input_ids", "teacher_attention_mask"}
     for one, other in zip(sources, examples, strict=True):
         assert np.array_equal(one.arrays["teacher_input_ids"], other.arrays["teacher_input_ids"])
+
+
+@pytest.mark.parametrize("kind", ["pictures", "pairs"])
+def test_what_a_walk_leaves_out_is_fixed_when_it_begins(tmp_path, processor, png, kind):
+    """Two processes mark what either has computed while both walk on; one has all the bad samples and is ahead."""
+    count, names = 240, ("picture" if kind == "pictures" else "example")
+    bad = range(1, count, 10)
+    (tmp_path / "good.png").write_bytes(png(0))
+    if kind == "pictures":
+        records = [
+            json.dumps({"image": "gone.png" if number in bad else "good.png", "caption": "x"})
+            for number in range(count)
+        ]
+        (tmp_path / "set.jsonl").write_text("\n".join(records), encoding="utf-8")
+        mixture = open_sources([SourceSpec(path=str(tmp_path / "set.jsonl"))], "image_text")
+        walk = ImageTextStream(mixture, processor, seed=0, max_length=8).all_pictures
+    else:
+        lines = ["source\ttarget", *(f"x\t{'' if number in bad else 'y'}" for number in range(count))]
+        (tmp_path / "set.tsv").write_text("\n".join(lines), encoding="utf-8")
+        mixture = open_sources([SourceSpec(path=str(tmp_path / "set.tsv"))], "text_pairs")
+        walk = TextPairStream(mixture, processor.tokenizer, processor.tokenizer, seed=0, max_length=8).all_sources
+    there = np.zeros(count, bool)
+    options = {"but": there, "bad_samples": BadSamples(max_bad_share=1.0), "threads": 1}
+    walks = [walk(4, share=(process, 2), **options) for process in range(2)]
+    while batches := [batch for own in walks if (batch := next(own, None)) is not None]:
+        for batch in batches:
+            there[batch.arrays[names]] = True
+    assert np.flatnonzero(~there).tolist() == list(bad)

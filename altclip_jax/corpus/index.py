@@ -12,7 +12,7 @@ from jaxtyping import Float
 
 from altclip_jax.corpus.store import KINDS, Kind, Store
 from altclip_jax.data.files import OpenFiles
-from altclip_jax.files.json_file import read_json_object
+from altclip_jax.files.json_file import parse_json, read_json_object
 from altclip_jax.files.ownership import claim, keep_apart
 from altclip_jax.files.staging import Staging
 
@@ -54,7 +54,11 @@ class Index:
     def of(self, row: int) -> dict[str, Any]:
         """Returns what a row is of: its item, id, and a caption's text and language."""
         start, end = int(self._offsets[row]), int(self._offsets[row + 1])
-        line: dict[str, Any] = json.loads(self._files.read(self.folder / f"{self.kind}.jsonl", start, end - start))
+        path = self.folder / f"{self.kind}.jsonl"
+        try:
+            line: dict[str, Any] = parse_json(self._files.read(path, start, end - start))
+        except ValueError as error:
+            raise ValueError(f"row {row} of {path} is damaged ({error}): make the index again.") from None
         return line
 
 

@@ -23,7 +23,7 @@ import numpy as np
 from jaxtyping import Float
 
 from altclip_jax.corpus.forms import Rows, files_of, json_lines, lines_in, names_of, values_in
-from altclip_jax.files.json_file import read_json_object, write_bytes, write_json
+from altclip_jax.files.json_file import parse_json, read_json_object, write_bytes, write_json
 from altclip_jax.files.ownership import claim
 from altclip_jax.files.staging import Staging, refusals_explained, staged_name
 
@@ -208,7 +208,7 @@ class Store:
         """Yields what each row of a part is of."""
         if getattr(self.counts(part), kind):
             for line in self.lines(part, kind).splitlines():
-                yield json.loads(line)
+                yield parse_json(line)
 
     def lines(self, part: int, kind: Kind) -> bytes:
         """Returns the same as lines of JSON, of a part that has rows of the kind."""

@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 
 from altclip_jax.data.samples import SampleError
+from altclip_jax.files.json_file import parse_json
 from altclip_jax.files.staging import refusals_explained
 
 _JUDGED_OVER = 1000  # samples; a share of fewer says little
@@ -133,7 +134,7 @@ def _names_in(log: bytes) -> set[str]:
     names = set()
     for line in log.splitlines():
         try:
-            names.add(json.loads(line)["sample"])
+            names.add(parse_json(line)["sample"])
         except (ValueError, KeyError, TypeError):
             continue  # the last line of a process that was killed
     return names

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import csv
 import io
-import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,6 +14,7 @@ import numpy as np
 from altclip_jax.data.fields import Roles, present_roles
 from altclip_jax.data.files import OpenFiles
 from altclip_jax.data.samples import SampleError
+from altclip_jax.files.json_file import parse_json
 
 _BLOCK = 2**24
 _DELIMITERS = {"csv": ",\t;|", "tsv": "\t"}
@@ -110,8 +110,8 @@ class Records:
 
     def _from_json(self, name: str, text: str) -> dict[str, Any]:
         try:
-            values = json.loads(text)
-        except (ValueError, RecursionError) as error:
+            values = parse_json(text)
+        except ValueError as error:
             raise SampleError(name, f"it is not JSON ({error})") from None
         if not isinstance(values, dict):
             raise SampleError(name, f"it is a JSON {type(values).__name__}, expected an object")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
@@ -13,6 +12,7 @@ import numpy as np
 from altclip_jax.data.fields import Roles, captions_of, image_text_roles, may_have, present_roles
 from altclip_jax.data.samples import ImageText, Picture, SampleError
 from altclip_jax.data.shards import IMAGE, Shards
+from altclip_jax.files.json_file import parse_json
 
 
 class WebDataset:
@@ -87,14 +87,19 @@ def sample_fields(shards: Shards, place: int, roles: Roles) -> dict[str, Any]:
     fields: dict[str, Any] = {}
     try:
         if shards.has(place, "json"):
-            values = json.loads(shards.read(place, "json").decode())
-            if not isinstance(values, dict):
-                raise SampleError(name, f"its json is a {type(values).__name__}, expected an object")
-            fields = {role: values[key] for role, key in present_roles(roles, values).items()}
+            fields = _parse(name, shards.read(place, "json").decode(), roles)
         if not fields.get("caption") and not fields.get("captions") and shards.has(place, "text"):
             fields["caption"] = shards.read(place, "text").decode("utf-8-sig")
     except UnicodeDecodeError as error:
         raise SampleError(name, f"its caption is not UTF-8 ({error.reason} at byte {error.start})") from None
-    except (json.JSONDecodeError, RecursionError) as error:
-        raise SampleError(name, f"its json is damaged ({error})") from None
     return fields
+
+
+def _parse(name: str, text: str, roles: Roles) -> dict[str, Any]:
+    try:
+        values = parse_json(text)
+    except ValueError as error:
+        raise SampleError(name, f"its json is damaged ({error})") from None
+    if not isinstance(values, dict):
+        raise SampleError(name, f"its json is a {type(values).__name__}, expected an object")
+    return {role: values[key] for role, key in present_roles(roles, values).items()}

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import json
-import tomllib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from altclip_jax.evaluation.collection import UNKNOWN
+from altclip_jax.files.json_file import parse_json, parse_toml
 
 Names = tuple[str, ...]  # of one class in one language; empty: it has none
 Templates = Mapping[str, Sequence[str]]
@@ -128,7 +127,7 @@ def templates_for(templates: Templates, language: str) -> Sequence[str]:
 def _read(path: Path, *, lists: bool = False) -> Any:
     text = path.read_text(encoding="utf-8")
     try:
-        values = tomllib.loads(text) if path.suffix.lower() == ".toml" else json.loads(text)
+        values = parse_toml(text) if path.suffix.lower() == ".toml" else parse_json(text)
     except ValueError as error:
         form = "TOML" if path.suffix.lower() == ".toml" else "JSON"
         raise ValueError(f"{path} is not valid {form} ({error}).") from None

@@ -1,13 +1,62 @@
-"""The small JSON files beside the weights: read with a sentence when it fails, written whole or not at all."""
+"""JSON and TOML from outside, read with a sentence when it fails; JSON of ours, written whole or not at all."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+import tomllib
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 from altclip_jax.files.staging import Staging, refusals_explained
+
+DEEPEST = 100  # levels of brackets; of what transformers writes the deepest has a dozen
+
+
+def parse_json(data: str | bytes, hook: Callable[[list[tuple[str, Any]]], Any] | None = None) -> Any:
+    """Returns what JSON says; `hook` makes what stands for an object of its pairs.
+
+    Raises:
+        ValueError: it is none, is not UTF-8, or nests so deep that code which follows it down would fail.
+    """
+
+    def count(bracket: str) -> int:
+        return data.count(bracket) if isinstance(data, str) else data.count(bracket.encode())
+
+    parsed = _unless_too_deep(lambda: json.loads(data, object_pairs_hook=hook))
+    if count("[") + count("{") > DEEPEST:  # counted fast, where most lines of a data set end
+        _refuse_deep(parsed)
+    return parsed
+
+
+def parse_toml(text: str) -> dict[str, Any]:
+    """Returns what TOML says.
+
+    Raises:
+        ValueError: it nests too deep; otherwise, as a tomllib.TOMLDecodeError, it is none.
+    """
+    parsed: dict[str, Any] = _unless_too_deep(lambda: tomllib.loads(text))
+    _refuse_deep(parsed)
+    return parsed
+
+
+def _unless_too_deep(parse: Callable[[], Any]) -> Any:
+    try:
+        return parse()
+    except RecursionError:
+        raise ValueError(_TOO_DEEP) from None
+
+
+def _refuse_deep(parsed: Any) -> None:
+    level = [parsed] if isinstance(parsed, (dict, list)) else []
+    for _ in range(DEEPEST):
+        below = (item for value in level for item in (value.values() if isinstance(value, dict) else value))
+        level = [item for item in below if isinstance(item, (dict, list))]
+    if level:
+        raise ValueError(_TOO_DEEP)
+
+
+_TOO_DEEP = f"it nests more than {DEEPEST} levels deep"
 
 
 def read_json_object(path: Path) -> dict[str, Any]:
@@ -18,7 +67,7 @@ def read_json_object(path: Path) -> dict[str, Any]:
         ValueError: it holds something else; the message names the file.
     """
     try:
-        values = json.loads(path.read_text(encoding="utf-8"))
+        values = parse_json(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise FileNotFoundError(
             f"There is no {path.name} in {path.parent}: expected the folder of a checkpoint, as transformers'"

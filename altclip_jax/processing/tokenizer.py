@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import json
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -17,7 +16,7 @@ from typing import Any, ClassVar, Self
 
 import numpy as np
 
-from altclip_jax.files.json_file import read_json_object, write_bytes, write_json
+from altclip_jax.files.json_file import parse_json, read_json_object, write_bytes, write_json
 from altclip_jax.processing.lengths import Padding, cut, padded, padded_length, positive, truncation_strategy
 from altclip_jax.processing.tokenizer_settings import (
     CLIP,
@@ -411,8 +410,8 @@ def _looks_like_clip(folder: Path) -> bool:
 
 def _added_tokens(path: Path, data: bytes) -> list[Mapping[str, Any]]:
     try:
-        return list(json.loads(data)["added_tokens"])
-    except (ValueError, KeyError, TypeError, RecursionError) as error:
+        return list(parse_json(data)["added_tokens"])
+    except (ValueError, KeyError, TypeError) as error:
         raise ValueError(f"{path} is not a tokenizer.json that can be read ({error}).") from None
 
 

@@ -13,6 +13,7 @@ import unicodedata
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple, Protocol
 
+from altclip_jax.files.json_file import parse_json
 from altclip_jax.processing.tokenizer_settings import TokenizerSettings
 
 
@@ -284,7 +285,7 @@ def build_from_json(data: bytes, *, slow: bool = False) -> Any:
     """
     from tokenizers import Tokenizer
 
-    normalizer = json.loads(data).get("normalizer") if slow else None
+    normalizer = parse_json(data).get("normalizer") if slow else None
     tokenizer = Tokenizer.from_buffer(data)
     if normalizer is not None:
         tokenizer.normalizer = _build_normalizer(normalizer)
@@ -351,8 +352,8 @@ def read_clip_files(folder: str, files: Mapping[str, bytes]) -> tuple[dict[str, 
         ValueError: one of them is damaged; the message names it and where.
     """
     try:
-        vocabulary = json.loads(files["vocab.json"])
-    except (ValueError, RecursionError) as error:
+        vocabulary = parse_json(files["vocab.json"])
+    except ValueError as error:
         raise ValueError(f"{folder}/vocab.json is not valid JSON ({error}).") from None
     if not isinstance(vocabulary, dict) or any(
         isinstance(index, bool) or not isinstance(index, int) or index < 0 for index in vocabulary.values()

@@ -9,7 +9,6 @@ from __future__ import annotations
 import math
 import os
 import re
-import tomllib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
@@ -20,6 +19,7 @@ from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, Pos
 from altclip_jax.data.augment import Augmentation
 from altclip_jax.data.files import expanded
 from altclip_jax.data.sources import SourceSpec
+from altclip_jax.files.json_file import parse_toml
 from altclip_jax.training.config_values import anchor, flat, override, place, shown, with_defaults
 
 Stage = Literal["teacher", "contrastive"]
@@ -276,12 +276,12 @@ class RunConfig(_Settings):
         """
         file = Path(path)
         try:
-            values = tomllib.loads(file.read_text(encoding="utf-8"))
+            values = parse_toml(file.read_text(encoding="utf-8"))
         except FileNotFoundError:
             raise FileNotFoundError(
                 f"There is no {file}: expected the TOML file of a run, such as those in recipes/."
             ) from None
-        except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        except ValueError as error:
             raise ValueError(f"{file} is not valid TOML ({error}).") from None
         anchor(values, file.parent)
         for setting in overrides:

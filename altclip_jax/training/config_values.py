@@ -7,6 +7,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from altclip_jax.files.json_file import DEEPEST, parse_toml
+
 # Chen et al. 2022, table 6; what a stage's file does not say.
 _STAGE_DEFAULTS: dict[str, dict[str, Any]] = {
     "teacher": {
@@ -68,10 +70,14 @@ def override(values: dict[str, Any], setting: str) -> None:
     if not equals or not name:
         raise ValueError(f"{setting!r} is not of the form key=value, such as optimizer.learning_rate=1e-3.")
     try:
-        value = tomllib.loads(f"value = {text}")["value"]
+        value = parse_toml(f"value = {text}")["value"]
     except tomllib.TOMLDecodeError:
         value = text  # a string that needs no quotes, as on any command line
+    except ValueError as error:
+        raise ValueError(f"{shown(setting)} is no setting: {error}.") from None
     *parents, last = name.split(".")
+    if len(parents) > DEEPEST:
+        raise ValueError(f"{shown(setting)} names no setting: it nests more than {DEEPEST} levels deep.")
     try:
         node: Any = values
         for parent in parents:

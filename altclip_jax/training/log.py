@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Self
 
-from altclip_jax.files.json_file import write_bytes
+from altclip_jax.files.json_file import parse_json, write_bytes
 from altclip_jax.files.staging import refusals_explained
 from altclip_jax.training.processes import is_first
 
@@ -108,7 +108,7 @@ def _entries_until(path: Path, step: int) -> list[tuple[bytes, dict[str, Any]]]:
     kept = []
     for line in path.read_bytes().splitlines(keepends=True) if path.exists() else []:
         try:
-            entry = json.loads(line)
+            entry = parse_json(line)
         except ValueError:
             continue
         if isinstance(entry, dict) and entry.get("step", math.inf) <= step and line.endswith(b"\n"):

@@ -1,8 +1,8 @@
 """JSON that describes tensors, read so that nothing in it is silently dropped."""
 
-import json
 from typing import Any
 
+from altclip_jax.files.json_file import parse_json
 from altclip_jax.weights.stored import CheckpointError
 
 
@@ -27,8 +27,8 @@ def load_object(data: bytes, subject: str) -> dict[str, Any]:
         return found
 
     try:
-        parsed = json.loads(data.decode("utf-8"), object_pairs_hook=refuse_repeats)
-    except (ValueError, RecursionError) as error:  # RecursionError: brackets nested thousands deep
+        parsed = parse_json(data.decode("utf-8"), refuse_repeats)
+    except ValueError as error:
         raise CheckpointError(f"{subject} is not JSON: {error}") from None
     if not isinstance(parsed, dict):
         raise CheckpointError(f"{subject} is not a JSON object but a {type(parsed).__name__}")

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
-import json
 import platform
 from collections.abc import Mapping
 from pathlib import Path
@@ -14,6 +13,7 @@ import jax
 import jax.export
 import jaxlib
 import numpy as np
+from prepare_inputs import parse_json
 
 FORMAT, VERSION = "altclip_jax.programs", 1
 
@@ -30,7 +30,7 @@ def read_manifest(folder: Path) -> dict[str, Any]:
     """
     path = folder / "manifest.json"
     try:
-        manifest: Any = json.loads(path.read_text(encoding="utf-8"))
+        manifest: Any = parse_json(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise ExportError(f"There is no {path}: expected what `altclip export --format stablehlo` writes.") from None
     except ValueError as error:

@@ -18,6 +18,18 @@ class InputError(ValueError):
     """A text or picture that cannot be used; the message says why."""
 
 
+def parse_json(data: str | bytes) -> Any:
+    """Returns what JSON says.
+
+    Raises:
+        ValueError: it is none, or nested too deep for Python.
+    """
+    try:
+        return json.loads(data)
+    except RecursionError:
+        raise ValueError("its brackets are nested too deep") from None
+
+
 class TextPreparer:
     """Texts to rows of ids; may be shared between threads."""
 
@@ -59,8 +71,16 @@ class PicturePreparer:
     """Pictures to arrays, resized, cropped and, for programs that take float32, normalised."""
 
     def __init__(self, folder: Path, as_bytes: bool, most_pixels: int):
-        """Reads preprocessor_config.json; `as_bytes` leaves rescaling and normalising to the program."""
-        self._settings = json.loads((folder / "preprocessor_config.json").read_text(encoding="utf-8"))
+        """Reads preprocessor_config.json; `as_bytes` leaves rescaling and normalising to the program.
+
+        Raises:
+            InputError: it is not JSON.
+        """
+        path = folder / "preprocessor_config.json"
+        try:
+            self._settings = parse_json(path.read_text(encoding="utf-8"))
+        except ValueError as error:
+            raise InputError(f"{path} is not valid JSON ({error}).") from None
         self._most_pixels = most_pixels
         self._table = None if as_bytes else _normalized(self._settings)
 

@@ -19,6 +19,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
 from load_exported import ExportedModel
+from prepare_inputs import parse_json
 
 MOST_BYTES = 32_000_000  # of a request
 MOST_TEXTS = 1024
@@ -62,7 +63,7 @@ class Handler(BaseHTTPRequestHandler):
             return self.model.encode_pictures([body]).tolist()
         if self.path != "/texts":
             return None
-        given = json.loads(body)
+        given = parse_json(body)
         texts = given.get("texts") if isinstance(given, dict) else None
         if not isinstance(texts, list) or not 1 <= len(texts) <= MOST_TEXTS:
             raise ValueError(f'Expected {{"texts": [...]}} with 1 to {MOST_TEXTS} strings.')

@@ -137,6 +137,8 @@ def described(folder, name, data):
 DAMAGES = {
     "There is no .*manifest.json": lambda folder: (folder / "manifest.json").unlink(),
     "is not valid JSON": lambda folder: (folder / "manifest.json").write_text("{"),
+    "nested too deep": lambda folder: (folder / "manifest.json").write_text("[" * 100_000),
+    "config.json is not valid JSON": lambda folder: (folder / "preprocessor_config.json").write_text("[" * 100_000),
     "does not tell of programs": lambda folder: change(folder, format="other"),
     "is of version 2 and this loader reads 1": lambda folder: change(folder, version=2),
     "calling convention 99, and jax .* install jax": lambda folder: change(folder, calling_convention_version=99),
@@ -255,6 +257,7 @@ def test_a_server_answers_texts_and_pictures_and_says_what_is_wrong(ask, clip):
         ("/nothing", b"{}", 404, "There is nothing at /nothing"),
         ("/texts", b"{}", 400, "Expected"),
         ("/texts", b"no", 400, "Expecting value"),
+        ("/texts", b"[" * 100_000, 400, "brackets are nested too deep"),
         ("/texts", b'{"texts": [3]}', 400, "A text is a string, got int"),
         ("/picture", b"<html>", 400, "is no picture that can be read"),
     ):

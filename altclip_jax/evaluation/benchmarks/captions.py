@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -12,6 +11,7 @@ import numpy as np
 
 from altclip_jax.data.samples import Caption, Picture
 from altclip_jax.evaluation.collection import Collection
+from altclip_jax.files.json_file import parse_json
 
 _LANGUAGES = {"jp": "ja"}  # XTD's name for Japanese
 _COCO_FOLDERS = ("train2014", "val2014", "val2017")
@@ -151,7 +151,7 @@ def _collection(where: Path, pairs: Iterable[Pair], expected: str) -> Collection
 
 def _json(path: Path) -> Any:
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
+        return parse_json(path.read_text(encoding="utf-8"))
     except ValueError as error:
         raise ValueError(f"{path} is not valid JSON ({error}).") from None
 

@@ -6,7 +6,7 @@ import io
 import pickle
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 from PIL import Image
@@ -17,6 +17,8 @@ from altclip_jax.evaluation.labelled import Labelled
 
 _SIDE = 32
 _ROW = 3 * _SIDE * _SIDE
+_TUPLES = (pickle.TUPLE, pickle.TUPLE1, pickle.TUPLE2, pickle.TUPLE3)
+_DEEPEST = 4  # levels of tuples; those of an array have two
 
 
 def cifar10(folder: Path) -> tuple[list[Labelled], Classes]:
@@ -69,7 +71,28 @@ class _RefusedError(Exception):
     """The name of a global."""
 
 
+def _checked(load: Any) -> Any:
+    """Returns an operation that makes a tuple, and refuses one deeper than those of arrays.
+
+    The hash of a tuple is computed by going down into it: a key of a million levels would end the process.
+    """
+
+    def checked(unpickler: Any) -> None:
+        load(unpickler)
+        level = unpickler.stack[-1:]
+        for _ in range(_DEEPEST):
+            level = [item for value in level for item in value if isinstance(item, tuple)]
+        if level:
+            raise ValueError(f"tuples nest more than {_DEEPEST} levels deep")
+
+    return checked
+
+
 class _Unpickler(pickle._Unpickler):  # the one in Python: that in C can be made to fill memory with a few bytes
+    dispatch: ClassVar[dict[int, Any]] = {
+        code: _checked(load) if code in b"".join(_TUPLES) else load for code, load in pickle._Unpickler.dispatch.items()
+    }
+
     def find_class(self, module: str, name: str) -> Any:
         if f"{module}.{name}" not in _KNOWN:
             raise _RefusedError(f"{module}.{name}")

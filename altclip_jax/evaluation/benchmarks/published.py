@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import functools
-import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+from altclip_jax.files.json_file import parse_toml
 
 _FILE = Path(__file__).with_name("published.toml")
 _OURS = ("AltCLIP", "AltCLIP-m9")  # the models that a run is compared with
@@ -32,7 +33,7 @@ class Table:
 
 @functools.cache
 def _file() -> dict[str, Any]:
-    return tomllib.loads(_FILE.read_text(encoding="utf-8"))
+    return parse_toml(_FILE.read_text(encoding="utf-8"))
 
 
 def pictures_of(benchmark: str) -> int | None:

@@ -128,3 +128,11 @@ def test_other_contents_are_refused(data, tmp_path, fields, words):
     (tmp_path / "test_batch").write_bytes(pickle.dumps(fields, protocol=2))
     with pytest.raises(ValueError, match=words):
         cifar10(tmp_path)
+
+
+@pytest.mark.parametrize("depth", [10, 1_000_000])
+def test_a_pickle_that_nests_too_deep_is_refused(tmp_path, depth):
+    """Python computes the hash of a key by going down into it, to the end of the process' stack."""
+    (tmp_path / "test_batch").write_bytes(b"\x80\x02})" + b"\x85" * depth + b"K\x01s.")
+    with pytest.raises(ValueError, match="is no pickle as CIFAR-10 has them"):
+        read_pickle(tmp_path / "test_batch")

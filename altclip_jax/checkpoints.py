@@ -18,7 +18,7 @@ from altclip_jax.model.clip import CLIPModel, CLIPTextModel
 from altclip_jax.model.pretrained import PretrainedModel
 from altclip_jax.model.text import AltCLIPTextModel
 from altclip_jax.model.vision import AltCLIPVisionModel, CLIPVisionModel
-from altclip_jax.processing.processor import IMAGE_FILES, TOKENIZER_FILES
+from altclip_jax.processing.processor import IMAGE_PROCESSOR, TOKENIZER
 from altclip_jax.weights import pretrained
 from altclip_jax.weights.convert import Params, flatten, plan_reading, unflatten
 from altclip_jax.weights.quantization import QuantizationRule, quantized_shapes
@@ -39,10 +39,10 @@ MODEL_CLASSES: dict[tuple[Family, Part], type[PretrainedModel]] = {
     ("clip", "text"): CLIPTextModel,
     ("clip", "vision"): CLIPVisionModel,
 }
-_PROCESSOR_FILES: dict[Part, tuple[str, ...]] = {
-    "full": IMAGE_FILES + TOKENIZER_FILES,
-    "text": TOKENIZER_FILES,
-    "vision": IMAGE_FILES,
+_PROCESSOR_PARTS: dict[Part, tuple[hub.Files, ...]] = {
+    "full": (IMAGE_PROCESSOR, TOKENIZER),
+    "text": (TOKENIZER,),
+    "vision": (IMAGE_PROCESSOR,),
 }
 
 
@@ -86,7 +86,7 @@ def describe(source: str | os.PathLike[str], **where: Any) -> Description:
         CheckpointError: the file headers do not fit the configuration, or a file is damaged.
         OSError: there is no such folder, file or repository.
     """
-    folder = pretrained.fetch(source, **where)
+    folder = hub.fetch(source, pretrained.CONFIG, pretrained.WEIGHTS, **where)
     family, part = kind_of(folder)
     model_class: Any = MODEL_CLASSES[family, part]
     model = model_class(model_class.config_class.from_json(folder))
@@ -155,7 +155,8 @@ def convert(
             quantised or dequantised.
         CheckpointError: the source is damaged, or what was read back differs.
     """
-    folder, target = pretrained.fetch(source, **where), Path(target)
+    found, target = hub.find(source, **where), Path(target)
+    folder = found.fetch(pretrained.CONFIG)
     if target.exists() and target.resolve() == folder.resolve():
         raise ValueError(f"{target} is the checkpoint itself: name another folder for the converted one.")
     family, have = kind_of(folder)
@@ -164,6 +165,7 @@ def convert(
         raise ValueError(f"{source} holds the {have} tower alone, so no {part} model can be made of it.")
     if dequantize and (quantize is not None or read_description(folder) is None):
         raise ValueError(f"{source} cannot be dequantised: its weights are float, or shall be quantised.")
+    found.fetch(pretrained.WEIGHTS, *_PROCESSOR_PARTS[part])
     stored = _shared_dtype(folder) if dtype is None else dtype
     model_class = MODEL_CLASSES[family, part]
     model, params = model_class.from_pretrained(folder, param_dtype=stored, quantize=quantize)
@@ -172,10 +174,9 @@ def convert(
         pretrained.save_orbax(model, target, params)
     else:
         model.save_pretrained(target, params, max_shard_bytes=max_shard_bytes)
-    processor = hub.fetch_files(source, _PROCESSOR_FILES[part], **where)
-    for name in _PROCESSOR_FILES[part]:
-        if (processor / name).is_file():
-            write_bytes(target / name, (processor / name).read_bytes())
+    for name in [name for files in _PROCESSOR_PARTS[part] for name in files.names()]:
+        if (folder / name).is_file():
+            write_bytes(target / name, (folder / name).read_bytes())
     _verify(model_class, target, stored, params)
     return describe(target)
 

@@ -31,11 +31,11 @@ from altclip_jax.model.clip import CLIPModel
 from altclip_jax.model.two_towers import TwoTowerModel
 from altclip_jax.processing.fit import picture_problems, tokenizer_problems
 from altclip_jax.processing.image import AltCLIPImageProcessor
-from altclip_jax.processing.processor import IMAGE_FILES, TOKENIZER_FILES, AltCLIPProcessor
+from altclip_jax.processing.processor import IMAGE_PROCESSOR, TOKENIZER, AltCLIPProcessor
 from altclip_jax.processing.tokenizer import load_tokenizer
-from altclip_jax.weights import pretrained
 from altclip_jax.weights.convert import flatten, params_from_tensors, unflatten
 from altclip_jax.weights.families import CLIP, XLM_ROBERTA
+from altclip_jax.weights.pretrained import CONFIG, WEIGHTS
 from altclip_jax.weights.quantized_files import refuse_quantized
 from altclip_jax.weights.readers import open_checkpoint
 from altclip_jax.weights.rules import RuleTable
@@ -96,15 +96,19 @@ def start(
         CheckpointError: a source's weights do not fit its own configuration, or a file is damaged.
         OSError: there is no such folder, file or repository, or the target cannot be written.
     """
-    where: dict[str, Any] = {"local_files_only": local_files_only}
     sources = {"text": text, "clip": clip, "tokenizer": tokenizer, "image_processor": image_processor}
     _keep_apart(target, {**sources, "config": config})
-    text_folder = None if text is None else pretrained.fetch(text, **where)
-    clip_folder = None if clip is None else pretrained.fetch(clip, **where)
+    once = dict.fromkeys(source for source in sources.values() if source)
+    found = {source: hub.find(source, local_files_only=local_files_only) for source in once}
+
+    def fetch(source: Source | None, *wanted: hub.Files) -> Path | None:
+        return found[source].fetch(*wanted) if source else None
+
+    text_folder, clip_folder = fetch(text, CONFIG, WEIGHTS), fetch(clip, CONFIG, WEIGHTS)
     text_config = None if text_folder is None else XLMRobertaConfig.from_json(text_folder)
     clip_config = None if clip_folder is None else CLIPConfig.from_json(clip_folder)
     made = _composed(text_config, clip_config) if config is None else _read_config(Path(config))
-    processor = _processor(made, tokenizer or text, image_processor or clip, where)
+    processor = _processor(made, fetch(tokenizer or text, TOKENIZER), fetch(image_processor or clip, IMAGE_PROCESSOR))
     problems = [
         *_source_problems(made, text_config, clip_config),
         *tokenizer_problems(made.text_config, processor.tokenizer),
@@ -169,15 +173,15 @@ def _read_config(path: Path) -> AltCLIPConfig | CLIPConfig:
 
 
 def _processor(
-    config: AltCLIPConfig | CLIPConfig, tokenizer: Source | None, image_processor: Source | None, where: dict[str, Any]
+    config: AltCLIPConfig | CLIPConfig, tokenizer: Path | None, image_processor: Path | None
 ) -> AltCLIPProcessor:
     if tokenizer is None:
         raise ValueError("There is no tokenizer: without a text checkpoint, name a folder or hub id that has one.")
-    texts = load_tokenizer(hub.fetch_files(tokenizer, TOKENIZER_FILES, **where))
+    texts = load_tokenizer(tokenizer)
     size = config.vision_config.image_size
     pictures = AltCLIPImageProcessor(size={"shortest_edge": size}, crop_size={"height": size, "width": size})
     if image_processor is not None:
-        pictures = AltCLIPImageProcessor.from_pretrained(hub.fetch_files(image_processor, IMAGE_FILES, **where))
+        pictures = AltCLIPImageProcessor.from_pretrained(image_processor)
     return AltCLIPProcessor(pictures, texts)
 
 

@@ -1,11 +1,15 @@
 """Strict settings for every test, and several fake devices."""
 
 import gzip
+import http.server
 import io
 import json
 import os
 import tarfile
+import threading
+import time
 from pathlib import Path
+from urllib.parse import unquote
 
 os.environ["XLA_FLAGS"] = "--xla_force_host_platform_device_count=8"
 os.environ["HF_HUB_OFFLINE"] = "1"
@@ -50,3 +54,119 @@ def write_tar():
         return path
 
     return write
+
+
+class LocalHub:
+    """As much of the hub, on this machine, as a download asks for.
+
+    Its repositories have commits, each {name: bytes}; `main` is the newest one, or moves with every question.
+
+    Attributes:
+        repositories: By id, their commits in order: {id: {commit: {name: bytes}}}.
+        moving: Whether `main` becomes the next commit (and after the last the first) once somebody has asked for it.
+        refusal: (status, code) with which everything is answered.
+        gate: (status, code) with which files are answered, while anybody may see their names.
+        silence: Seconds until anything is answered.
+        asked: (method, path) of all requests.
+    """
+
+    def __init__(self):
+        self.repositories, self.asked = {}, []
+        self.moving, self.refusal, self.gate, self.silence = False, None, None, 0
+        self._moves, self._lock = {}, threading.Lock()
+        hub = self
+
+        class Handler(http.server.BaseHTTPRequestHandler):
+            protocol_version = "HTTP/1.1"
+
+            def log_message(self, *_):
+                pass
+
+            def do_GET(self):
+                time.sleep(hub.silence)
+                status, headers, body = hub.answer(self.command, self.path.split("?")[0])
+                self.send_response(status)
+                for key, value in {**headers, "Content-Length": str(len(body))}.items():
+                    self.send_header(key, value)
+                self.end_headers()
+                if self.command == "GET":
+                    self.wfile.write(body)
+
+            do_HEAD = do_GET  # noqa: N815 - a name of the standard library
+
+        self._server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        self.endpoint = f"http://127.0.0.1:{self._server.server_port}"
+        threading.Thread(target=self._server.serve_forever, daemon=True).start()
+
+    def add(self, repository, *commits):
+        """Adds commits to a repository, and returns their hashes."""
+        there = self.repositories.setdefault(repository, {})
+        hashes = [f"{len(there) + place:040x}" for place in range(1, len(commits) + 1)]
+        there.update(zip(hashes, commits, strict=True))
+        return hashes
+
+    def resolutions(self):
+        """Returns how often somebody asked what `main` is."""
+        return sum("/main" in path for _, path in self.asked)
+
+    def close(self):
+        self._server.shutdown()
+        self._server.server_close()
+
+    def answer(self, method, path):
+        """Returns status, headers and body."""
+        self.asked.append((method, path))
+        parts = [unquote(part) for part in path.strip("/").split("/")]
+        api = parts[:2] == ["api", "models"]
+        parts = parts[2:] if api else parts
+        repository, what, revision = "/".join(parts[:2]), *(*parts[2:4], "revision", "main")[:2]
+        if self.refusal or (self.gate and not api):
+            status, code = self.refusal or self.gate
+            return status, {"X-Error-Code": code} if code else {}, b"{}"
+        if repository not in self.repositories:
+            return 404, {"X-Error-Code": "RepoNotFound"}, b"{}"
+        commit = self._commit(repository, revision)
+        files = self.repositories[repository].get(commit)
+        if files is None:
+            return 404, {"X-Error-Code": "RevisionNotFound"}, b"{}"
+        of = {"X-Repo-Commit": commit}
+        if api:
+            entries = [{"type": "file", "path": name, "size": 1, "oid": commit} for name in files]
+            told = {"id": repository, "sha": commit, "siblings": [{"rfilename": name} for name in files]}
+            return 200, {"Content-Type": "application/json"}, json.dumps(entries if what == "tree" else told).encode()
+        name = "/".join(parts[4:])
+        if name not in files:
+            return 404, {"X-Error-Code": "EntryNotFound", **of}, b""
+        return 200, {"ETag": f'"{hash(files[name]) & 0xFFFFFFFF:08x}"', "Accept-Ranges": "bytes", **of}, files[name]
+
+    def _commit(self, repository, revision):
+        if revision != "main":
+            return revision
+        commits = list(self.repositories[repository])
+        with self._lock:
+            moves = self._moves[repository] = self._moves.get(repository, -1) + 1
+        return commits[moves % len(commits)] if self.moving else commits[-1]
+
+
+@pytest.fixture
+def local_hub(tmp_path, monkeypatch):
+    """A `LocalHub` that the client in this process asks, with an empty cache."""
+    from huggingface_hub import constants, file_download, utils
+
+    hub = LocalHub()
+    files = "HUGGINGFACE_CO_URL_TEMPLATE", hub.endpoint + "/{repo_id}/resolve/{revision}/{filename}"
+    monkeypatch.setattr(constants, *files)
+    monkeypatch.setattr(file_download, *files, raising=False)  # early versions have a copy
+    settings = {
+        "ENDPOINT": hub.endpoint,
+        "HF_HUB_CACHE": str(tmp_path / "hub_cache"),
+        "HF_HUB_OFFLINE": False,
+        "HF_HUB_DISABLE_XET": True,
+    }
+    for name, value in settings.items():
+        monkeypatch.setattr(constants, name, value, raising=False)
+    forget = getattr(utils, "reset_sessions", None) or utils.close_session
+    forget()  # sessions keep whether they are offline
+    yield hub
+    forget()
+    hub.close()

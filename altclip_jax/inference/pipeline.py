@@ -12,6 +12,7 @@ from jaxtyping import Float32
 
 from altclip_jax.assets import default_checkpoint
 from altclip_jax.checkpoints import kind_of
+from altclip_jax.files import hub
 from altclip_jax.inference import encoders
 from altclip_jax.inference.token_batches import TokenBatching
 from altclip_jax.model.altclip import AltCLIPModel
@@ -20,10 +21,10 @@ from altclip_jax.model.two_towers import TwoTowerModel
 from altclip_jax.processing.fit import check_processor
 from altclip_jax.processing.image_files import array_layout, single_pictures
 from altclip_jax.processing.lengths import positive
-from altclip_jax.processing.processor import AltCLIPProcessor
-from altclip_jax.weights import pretrained
+from altclip_jax.processing.processor import IMAGE_PROCESSOR, TOKENIZER, AltCLIPProcessor
 from altclip_jax.weights.convert import Params, flatten
 from altclip_jax.weights.fingerprint import VERSION, Origin, fingerprint
+from altclip_jax.weights.pretrained import CONFIG, WEIGHTS
 from altclip_jax.weights.quantization import QuantizationRule
 
 Progress = Callable[[int], None]
@@ -59,12 +60,13 @@ class AltCLIP:
         processor that is not that of the model is a ValueError, too.
         """
         place: Any = default_checkpoint() if source is None else source
-        where: dict[str, Any] = {"revision": revision, "local_files_only": local_files_only}
-        folder = pretrained.fetch(place, **where)
+        folder = hub.fetch(
+            place, CONFIG, WEIGHTS, IMAGE_PROCESSOR, TOKENIZER, revision=revision, local_files_only=local_files_only
+        )
         kind = CLIPModel if kind_of(folder) == ("clip", "full") else AltCLIPModel
         origin = Origin(folder, repr(quantize))
         model, params = kind.from_pretrained(folder, dtype=dtype, param_dtype=param_dtype, quantize=quantize)
-        processor = AltCLIPProcessor.from_pretrained(place, **where)
+        processor = AltCLIPProcessor.from_pretrained(folder)
         clip = cls(model, params, processor, name="embedded default" if source is None else str(source))
         clip._origin = origin.told_of(params)
         return clip

@@ -37,6 +37,7 @@ from altclip_jax.training.stages import check_widths, contrastive_objective
 from altclip_jax.training.state import TrainState
 from altclip_jax.training.steps import StepSettings, build_step, value_and_gradient
 from altclip_jax.weights.convert import Params
+from altclip_jax.weights.pretrained import CONFIG
 
 # Machine code that nobody runs need not be fast: half the time to compile, and the same program in every number here.
 _NEVER_RUN = {"xla_backend_optimization_level": 0, "xla_llvm_disable_expensive_passes": True}
@@ -309,7 +310,7 @@ def _config_file(source: str) -> Path:
     if Path(source).is_file():
         return Path(source)
     try:
-        return hub.fetch_files(source, ["config.json"]) / "config.json"
+        return hub.fetch(source, CONFIG) / "config.json"
     except FileNotFoundError as error:
         raise FileNotFoundError(
             f"{error} A plan needs no weights: model.source and teacher.source may also be a config.json."

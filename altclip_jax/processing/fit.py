@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterable, Iterator
+from pathlib import Path
 
 from altclip_jax.config import CLIPTextConfig, TwoTowerConfig, VisionConfig, XLMRobertaConfig
 from altclip_jax.processing.image import AltCLIPImageProcessor
@@ -11,14 +11,14 @@ from altclip_jax.processing.processor import AltCLIPProcessor
 from altclip_jax.processing.tokenizer import BaseTokenizer
 
 
-def load_processor(source: str | os.PathLike[str], config: TwoTowerConfig) -> AltCLIPProcessor:
-    """Returns the processor of a folder or hub repository, if it is that of the model.
+def load_processor(folder: Path, config: TwoTowerConfig, source: str | None = None) -> AltCLIPProcessor:
+    """Returns the processor of a folder, if it is that of the model; `source` is what errors call it.
 
     Raises:
         ValueError: it is not; all differences are named.
     """
-    processor = AltCLIPProcessor.from_pretrained(source)
-    check_processor(config, processor, str(source))
+    processor = AltCLIPProcessor.from_pretrained(folder)
+    check_processor(config, processor, source or str(folder))
     return processor
 
 

@@ -24,6 +24,8 @@ TOKENIZER_FILES = (
     "special_tokens_map.json",
     "added_tokens.json",
 )
+IMAGE_PROCESSOR = hub.Files("image processor", (IMAGE_FILES,))
+TOKENIZER = hub.Files("tokenizer", (TOKENIZER_FILES,))
 _TOKENIZER_ARGUMENTS = frozenset(inspect.signature(BaseTokenizer.__call__).parameters) - {
     "self",
     "text",
@@ -107,9 +109,10 @@ class AltCLIPProcessor:
         `overrides` replace what the files say: fields of the image processor such as size={"shortest_edge": 180}, or
         of the tokenizer such as model_max_length=77.
         """
-        folder = hub.fetch_files(
+        folder = hub.fetch(
             source,
-            IMAGE_FILES + TOKENIZER_FILES,
+            IMAGE_PROCESSOR,
+            TOKENIZER,
             revision=revision,
             local_files_only=local_files_only,
             cache_dir=cache_dir,

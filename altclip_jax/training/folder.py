@@ -27,13 +27,13 @@ from altclip_jax.model.altclip import AltCLIPModel
 from altclip_jax.model.clip import CLIPModel
 from altclip_jax.model.two_towers import TwoTowerModel
 from altclip_jax.processing.fit import load_processor
-from altclip_jax.processing.processor import AltCLIPProcessor
+from altclip_jax.processing.processor import IMAGE_PROCESSOR, TOKENIZER, AltCLIPProcessor
 from altclip_jax.training.checkpoint import CheckpointStore, load_tree, save_tree
 from altclip_jax.training.config import RunConfig
 from altclip_jax.training.partition import merge, split
-from altclip_jax.training.processes import barrier, is_first, whole
-from altclip_jax.weights import pretrained
+from altclip_jax.training.processes import barrier, find, is_first, whole
 from altclip_jax.weights.convert import Params
+from altclip_jax.weights.pretrained import CONFIG, WEIGHTS
 from altclip_jax.weights.quantized_files import refuse_quantized
 
 _FAMILIES: dict[str, type[TwoTowerModel]] = {"altclip": AltCLIPModel, "clip": CLIPModel}
@@ -86,10 +86,10 @@ def begin(config: RunConfig, folder: Path, mesh: Mesh) -> Params:
         ValueError: the source is not a model of this stage, or its processor is not that of the model.
         OSError: it is missing, or the folder cannot be written.
     """
-    source = pretrained.fetch(config.model.source)
+    source = find(config.model.source).fetch(CONFIG, WEIGHTS, IMAGE_PROCESSOR, TOKENIZER)
     kind = model_class(source, config)
     refuse_quantized(source, "training")
-    processor = load_processor(config.model.source, kind.config_class.from_json(source))
+    processor = load_processor(source, kind.config_class.from_json(source), config.model.source)
     model, params = kind.from_pretrained(source, mesh=mesh)
     if unknown := sorted(set(config.model.fresh) - set(params)):
         raise ValueError(f"model.fresh={unknown} are no parts of this model, whose parts are {', '.join(params)}.")

@@ -11,6 +11,7 @@ import numpy as np
 from jax.experimental import multihost_utils
 
 from altclip_jax import parallel
+from altclip_jax.files import hub
 
 
 def is_first() -> bool:
@@ -38,6 +39,14 @@ def from_first(values: np.ndarray) -> np.ndarray:
     if jax.process_count() == 1:
         return values
     return np.array(multihost_utils.broadcast_one_to_all(values), values.dtype)
+
+
+def find(source: str) -> hub.Snapshot:
+    """Returns what `hub.find` finds, in all processes the same commit: that which the first one has found."""
+    found = hub.find(source)
+    own = np.frombuffer((found.commit or "").ljust(40).encode(), np.uint8)
+    commit = from_first(own).tobytes().decode().strip()
+    return hub.find(source, revision=commit) if commit and commit != found.commit else found
 
 
 def whole(tree: Any) -> Any:

@@ -18,11 +18,10 @@ from altclip_jax.data.batches import Stream
 from altclip_jax.data.files import expanded
 from altclip_jax.data.image_text_stream import ImageTextStream
 from altclip_jax.data.text_pair_stream import TextPairStream
-from altclip_jax.files import hub
 from altclip_jax.model.clip import CLIPTextModel, CLIPTextModelWithProjection
 from altclip_jax.model.two_towers import TwoTowerModel
 from altclip_jax.processing.fit import check_tokenizer, load_processor
-from altclip_jax.processing.processor import TOKENIZER_FILES
+from altclip_jax.processing.processor import TOKENIZER
 from altclip_jax.processing.tokenizer import load_tokenizer
 from altclip_jax.training.config import RunConfig, SourceSettings
 from altclip_jax.training.evaluate import image_text_metrics, text_pair_metrics
@@ -32,9 +31,10 @@ from altclip_jax.training.folder import load_locked
 from altclip_jax.training.objectives import Contrastive, Objective, TeacherLearning
 from altclip_jax.training.partition import merge
 from altclip_jax.training.passes import Encoder, Passes, Piece, joined
+from altclip_jax.training.processes import find
 from altclip_jax.training.state import TrainState
-from altclip_jax.weights import pretrained
 from altclip_jax.weights.convert import Params
+from altclip_jax.weights.pretrained import CONFIG, WEIGHTS
 
 Say = Callable[[str], None]
 Evaluate = Callable[[TrainState], dict[str, float]]
@@ -224,7 +224,7 @@ def teacher_learning(builder: Builder) -> Parts:
     assert config.teacher is not None
     target = config.teacher.target
     student = load_processor(builder.folder / "model", builder.model.config).tokenizer
-    source = pretrained.fetch(config.teacher.source)
+    source = find(config.teacher.source).fetch(CONFIG, WEIGHTS, TOKENIZER)
     kind = CLIPTextModelWithProjection if target == "projected" else CLIPTextModel
     stored = config.teacher.store and builder.storing
     # what is stored once for the whole run is worth float32
@@ -232,7 +232,7 @@ def teacher_learning(builder: Builder) -> Parts:
     teacher, helper = kind.from_pretrained(source, dtype=compute, mesh=builder.mesh)
     objective = TeacherLearning(builder.model, teacher, target)
     check_widths(builder.model, teacher, target)
-    tokenizer = load_tokenizer(hub.fetch_files(config.teacher.source, TOKENIZER_FILES))
+    tokenizer = load_tokenizer(source)
     check_tokenizer(teacher.config, tokenizer, str(config.teacher.source))
     open_stream = functools.partial(text_pair_stream, config, teacher=tokenizer, student=student)
     stream, lookup = open_stream(config.data.train), None

@@ -41,7 +41,12 @@ from altclip_jax.weights.rules import is_part
 from altclip_jax.weights.writers import save_sharded
 
 ORBAX_FOLDER = "orbax_params"
-_SHARDS = ("model-*.safetensors", "pytorch_model-*.bin")
+CONFIG = hub.Files("config.json", (("config.json",),))
+_SHARDS = {
+    "model.safetensors.index.json": "model-*.safetensors",
+    "pytorch_model.bin.index.json": "pytorch_model-*.bin",
+}
+WEIGHTS = hub.Files("weights", tuple((name, *filter(None, [_SHARDS.get(name)])) for name in WEIGHT_FILES))
 
 
 def load(
@@ -62,7 +67,9 @@ def load(
     `place` gives the shardings of a tree of shapes; without it all parameters are on one device.
     """
     stored, compute = dtypes(dtype, param_dtype)
-    folder = fetch(source, revision=revision, local_files_only=local_files_only, cache_dir=cache_dir)
+    folder = hub.fetch(
+        source, CONFIG, WEIGHTS, revision=revision, local_files_only=local_files_only, cache_dir=cache_dir
+    )
     config = model_class.config_class.from_json(folder)
     model = model_class(config, dtype=compute, param_dtype=stored, **fields)
     shapes = flatten(model.param_shapes())
@@ -222,29 +229,6 @@ def load_orbax(
         target = jax.tree.map(lambda leaf, at: abstract(leaf.shape, leaf.dtype, sharding=at), wanted, places)
         params: Params = checkpointer.restore(folder.absolute(), target)
     return joined(params, dtype)
-
-
-def fetch(
-    source: str | os.PathLike[str],
-    *,
-    revision: str | None = None,
-    local_files_only: bool = False,
-    cache_dir: str | os.PathLike[str] | None = None,
-) -> Path:
-    """Returns the folder of a checkpoint, downloaded when `source` is a hub id: safetensors if there are any."""
-    return hub.fetch(
-        source,
-        [("config.json",), *((name, *_shards_of(name)) for name in WEIGHT_FILES)],
-        revision=revision,
-        local_files_only=local_files_only,
-        cache_dir=cache_dir,
-    )
-
-
-def _shards_of(name: str) -> tuple[str, ...]:
-    if not name.endswith(".index.json"):
-        return ()
-    return (_SHARDS[0],) if "safetensors" in name else (_SHARDS[1],)
 
 
 def dtypes(dtype: DTypeLike | None, param_dtype: DTypeLike | None) -> tuple[Any, Any]:

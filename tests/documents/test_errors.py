@@ -89,6 +89,11 @@ def folder(tmp_path_factory):
     altclip_jax.AltCLIPImageProcessor(crop_size=48).save_pretrained(folder / "misfit")
     for name in ("empty", "photos"):
         (folder / name).mkdir()
+    repository = folder / "cache" / "models--some--model"
+    shutil.copytree(folder / "no_weights", repository / "snapshots" / ("0" * 40))
+    (repository / "snapshots" / ("0" * 40) / "preprocessor_config.json").unlink()
+    (repository / "refs").mkdir()
+    (repository / "refs" / "main").write_text("0" * 40, encoding="ascii")
     for name in ("cat", "rocket"):
         shutil.copy(PICTURES / f"{name}_noto.png", folder / "photos" / f"{name}.png")
     (folder / "cut.png").write_bytes((folder / "photos" / "cat.png").read_bytes()[:400])

@@ -9,7 +9,7 @@ import re
 import threading
 import weakref
 from collections import OrderedDict
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -88,6 +88,24 @@ def expanded(pattern: str | os.PathLike[str]) -> list[Path]:
         named = ", ".join(missing[:10]) + (f" and {len(missing) - 10} more" if len(missing) > 10 else "")
         raise FileNotFoundError(f"There is no file {named}.")
     return paths
+
+
+def matching(pattern: str, names: Iterable[str]) -> list[str]:
+    """Returns which of some files a pattern names, in the order in which `expanded` would find them."""
+    known = {Path(name): name for name in names}
+    if Path(pattern) in known:
+        return [known[Path(pattern)]]
+    found: list[Path] = []
+    for name in map(Path, _without_braces(pattern)):
+        found += [name] if name in known else sorted(path for path in known if path.match(str(name)))
+    return [known[path] for path in found]
+
+
+def named_within(files: Sequence[Sequence[Any]]) -> list[list[Any]]:
+    """Returns [path, ...] of each file as [name, ...], its name within the folder that holds all of them."""
+    paths = [Path(os.path.abspath(path)) for path, *_ in files]  # noqa: PTH100 - a link goes by its own name
+    root = os.path.commonpath([path.parent for path in paths]) if paths else ""
+    return [[path.relative_to(root).as_posix(), *rest] for path, (_, *rest) in zip(paths, files, strict=True)]
 
 
 def _without_braces(pattern: str) -> Iterator[str]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, Self
@@ -17,10 +17,13 @@ from orbax.checkpoint import checkpoint_managers as policies
 from altclip_jax.files.json_file import write_bytes
 from altclip_jax.files.staging import refusals_explained
 from altclip_jax.training.config import CheckpointSettings, RunConfig
+from altclip_jax.training.description import Files, describe, differences, read_description, with_own_past
 from altclip_jax.training.processes import barrier, is_first
 from altclip_jax.training.state import TrainState
 from altclip_jax.weights.convert import Params
 from altclip_jax.weights.pretrained import orbax_shapes
+
+_SHOWN = 20  # differences
 
 
 class _Manager(ocp.CheckpointManager):  # type: ignore[misc]
@@ -135,8 +138,20 @@ class CheckpointStore:
         best: int | None = self._manager.best_step() if self._settings.keep_best else None
         return self.latest() if best is None else best
 
-    def save(self, step: int, state: TrainState, config: RunConfig, metrics: Mapping[str, float] | None = None) -> None:
+    def save(
+        self,
+        step: int,
+        state: TrainState,
+        description: Mapping[str, Any],
+        metrics: Mapping[str, float] | None = None,
+    ) -> None:
         """Copies the state and writes it in the background; a step that is there already is left as it is.
+
+        Args:
+            step: Updates done.
+            state: After them.
+            description: Of the run, see `describe`.
+            metrics: Of the state, if it was evaluated.
 
         Raises:
             ValueError: the metric that decides what is best is not among `metrics`.
@@ -147,7 +162,7 @@ class CheckpointStore:
         if metrics:
             self._require_metric(metrics)
         self.wait()
-        items = ocp.args.Composite(state=ocp.args.StandardSave(state), config=ocp.args.JsonSave(config.described()))
+        items = ocp.args.Composite(state=ocp.args.StandardSave(state), config=ocp.args.JsonSave(dict(description)))
         with self._explained("written"):
             self._manager.save(step, args=items, metrics=dict(metrics) if metrics else None)
 
@@ -214,21 +229,30 @@ class CheckpointStore:
         with self._explained("written"):
             self._manager.wait_until_finished()
 
-    def check(self, step: int, config: RunConfig) -> None:
-        """Compares a configuration with the one that a checkpoint was made with.
+    def check(self, step: int, config: RunConfig, files: Sequence[Files]) -> RunConfig:
+        """Compares a run with the one that a checkpoint was made by, and returns what it goes on with.
+
+        Args:
+            step: One of `steps()`.
+            config: What the run is today.
+            files: What it learns from, see `files_of`.
 
         Raises:
-            ValueError: they differ in what decides the numbers; every difference is shown.
+            ValueError: they differ in what decides the numbers; the differences are shown.
             OSError: the checkpoint cannot be read.
         """
         with self._readable(step):
             found = self._manager.restore(step, args=ocp.args.Composite(config=ocp.args.JsonRestore()))["config"]
-        if differences := config.differences(found):
+        before = read_description(found)
+        config = with_own_past(config, before)
+        if found := differences(describe(config, files), before):
+            shown = found[:_SHOWN] + ([f"and {len(found) - _SHOWN} more"] if len(found) > _SHOWN else [])
             raise ValueError(
                 f"The run in {self._folder.parent} was started with other settings (its own -> yours):\n  - "
-                + "\n  - ".join(differences)
+                + "\n  - ".join(shown)
                 + "\nGo on with its own settings, or choose another folder for a new run."
             )
+        return config
 
     def restore(self, step: int, abstract: TrainState) -> TrainState:
         """Reads a state onto the devices that `abstract` names, whatever devices wrote it.
@@ -283,7 +307,7 @@ class CheckpointStore:
             if have.get(name) != want.get(name)
         ]
         if faults:
-            shown = faults[:20] + ([f"and {len(faults) - 20} more"] if len(faults) > 20 else [])
+            shown = faults[:_SHOWN] + ([f"and {len(faults) - _SHOWN} more"] if len(faults) > _SHOWN else [])
             raise ValueError(
                 f"The checkpoint of step {step} in {self._folder} does not fit this run (there -> here):\n  - "
                 + "\n  - ".join(shown)

@@ -17,26 +17,12 @@ import pydantic
 from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
 
 from altclip_jax.data.augment import Augmentation
-from altclip_jax.data.files import expanded
 from altclip_jax.data.sources import SourceSpec
 from altclip_jax.files.json_file import parse_toml
-from altclip_jax.training.config_values import anchor, flat, override, place, shown, with_defaults
+from altclip_jax.training.config_values import anchor, override, place, shown, with_defaults
 
 Stage = Literal["teacher", "contrastive"]
 Share = Annotated[float, Field(ge=0, lt=1)]
-
-# What may change between the halves of an interrupted run: nothing that decides the numbers.
-_FREE_TO_CHANGE = (
-    "folder",
-    "data.threads",
-    "data.prefetch",
-    "data.max_bad_share",
-    "data.evaluate",
-    "checkpoints",
-    "logging",
-    "mesh",
-    "evaluation",
-)
 
 
 class _Settings(pydantic.BaseModel):
@@ -99,6 +85,9 @@ class DataSettings(_Settings):
     languages: dict[str, NonNegativeFloat] | None = None  # how likely each is where a sample has several
     store_image_features: bool = True  # of a locked image tower without augmentation: compute them once
     augmentation: dict[str, Any] = Field(default_factory=dict)  # fields of `Augmentation`
+    # "exif": pictures are turned as their EXIF says; "stored": only where the model's preprocessor_config.json has
+    # apply_exif_orientation, which is what release 0.1.0 did
+    orientation: Literal["exif", "stored"] = "exif"
     threads: PositiveInt = 4
     prefetch: PositiveInt = 2  # batches made ahead
     max_bad_share: Share = 0.01
@@ -305,28 +294,14 @@ class RunConfig(_Settings):
         """Returns plain values that `from_values` reads back equal."""
         return self.model_dump(mode="json")
 
-    def described(self) -> dict[str, Any]:
-        """Returns what a checkpoint says of its run: the values, and the bytes of each file that it learns from.
-
-        Raises:
-            FileNotFoundError: files of the data are missing; all of a source are named.
-        """
-        files = {str(path): path.stat().st_size for source in self.data.train for path in expanded(source.path)}
-        return {**self.to_dict(), "files": files}
-
-    def differences(self, other: Mapping[str, Any]) -> list[str]:
-        """Returns "setting: theirs -> ours" for what decides the numbers of a run and is not the same in `other`.
-
-        Args:
-            other: What `described` gave, or `to_dict`, which knows of no files.
-        """
-        ours, theirs = flat(self.described() if "files" in other else self.to_dict()), flat(other)
-        return [
-            f"{name}: {theirs.get(name, 'absent')!r} -> {ours.get(name, 'absent')!r}"
-            for name in sorted({*ours, *theirs})
-            if ours.get(name, "absent") != theirs.get(name, "absent")
-            and not any(name == free or name.startswith(f"{free}.") for free in _FREE_TO_CHANGE)
-        ]
+    def says(self, name: str) -> bool:
+        """Returns whether a setting, by its dotted name, was given and is not the default that stands in for it."""
+        node: Any = self
+        for part in name.split("."):
+            if not isinstance(node, _Settings) or part not in node.model_fields_set:
+                return False
+            node = getattr(node, part)
+        return True
 
 
 def made_augmentation(values: Mapping[str, Any]) -> Augmentation:

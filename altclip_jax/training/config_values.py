@@ -87,6 +87,16 @@ def override(values: dict[str, Any], setting: str) -> None:
         raise ValueError(f"{setting!r} names no setting: there is no place {name} in this file.") from None
 
 
+def table_of(values: Any, name: str) -> tuple[dict[str, Any], str]:
+    """Returns the table that a dotted name lies in, made if need be, and its last part; for null a table of nobody."""
+    *parents, last = name.split(".")
+    for parent in parents:
+        values = values.setdefault(parent, {})
+        if values is None:
+            return {}, last
+    return values, last
+
+
 def place(location: Sequence[Any]) -> str:
     """Returns where a fault lies, in front of a sentence that tells it."""
     return ".".join(map(str, location)) + ": " if location else ""

@@ -25,12 +25,6 @@ _FORMAT = 2  # of a file; before, rows may be missing or wrong
 _LOOKED_AT = 64  # rows of a file of an earlier format
 
 
-def file_identity(path: Path) -> list[Any]:
-    """Returns [name, bytes, nanoseconds of the last change] of a file, which is another if one of them is."""
-    state = path.stat()
-    return [str(path), state.st_size, state.st_mtime_ns]
-
-
 class Features(NamedTuple):
     """Features by the ids of what they were computed of."""
 
@@ -50,6 +44,8 @@ def computed_once(
     of: Mapping[str, Any],
     compute: Callable[[Bool[np.ndarray, " rows"]], Pieces],
     say: Callable[[str], None] = lambda text: None,
+    *,
+    read: Callable[[Any], Any] = lambda of: of,
 ) -> Features:
     """Returns the features in a file, computing those that are not there yet.
 
@@ -67,6 +63,7 @@ def computed_once(
         of: What they are computed of, as JSON can say it; where this changed, all are computed anew.
         compute: Gets which rows are there, and gives (ids, features) of the others piece by piece.
         say: Is told what is done.
+        read: Makes of an `of` that any release wrote what this one would have written.
 
     Raises:
         OSError: a file cannot be written.
@@ -76,7 +73,7 @@ def computed_once(
     wanted = {"of": dict(of), "rows": rows, "width": width}
     barrier("features are looked at")
     found = read_json_object(described) if described.is_file() else {}
-    same = {name: found.get(name) for name in wanted} == wanted
+    same = bool(found) and {name: found[name] for name in wanted} | {"of": read(found["of"])} == wanted
     sound = same and found.get("format") == _FORMAT
     same, sound, complete = from_first(np.array([same, sound, sound and bool(found.get("complete"))])).tolist()
 

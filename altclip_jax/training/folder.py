@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +30,7 @@ from altclip_jax.processing.fit import load_processor
 from altclip_jax.processing.processor import IMAGE_PROCESSOR, TOKENIZER, AltCLIPProcessor
 from altclip_jax.training.checkpoint import CheckpointStore, load_tree, save_tree
 from altclip_jax.training.config import RunConfig
+from altclip_jax.training.description import config_of, differences, read_description
 from altclip_jax.training.partition import merge, split
 from altclip_jax.training.processes import barrier, find, is_first, whole
 from altclip_jax.weights.convert import Params
@@ -79,8 +80,14 @@ def held(folder: Path) -> Iterator[bool]:
         yield guarded
 
 
-def begin(config: RunConfig, folder: Path, mesh: Mesh) -> Params:
+def begin(config: RunConfig, folder: Path, description: Mapping[str, Any], mesh: Mesh) -> Params:
     """Fills the folder of a new run from the source of its model, and returns the parameters that train, on the mesh.
+
+    Args:
+        config: What the run is.
+        folder: Of the run.
+        description: What is written of it, see `describe`.
+        mesh: Where to.
 
     Raises:
         ValueError: the source is not a model of this stage, or its processor is not that of the model.
@@ -99,13 +106,13 @@ def begin(config: RunConfig, folder: Path, mesh: Mesh) -> Params:
         params = {**params, **model.init_params(key, lambda path: path.split("/")[0] in parts, mesh=mesh)}
     trained, locked = split(params, config.model.train, config.model.frozen)
     if is_first():
-        _forget_others(config, folder)
+        _forget_others(description, folder)
         processor.save_pretrained(folder / "model")
         model.config.save(folder / "model")
     for part in locked:
         save_tree(folder / "locked" / part, {part: locked[part]})
     if is_first():
-        write_json(folder / "config.json", config.to_dict())
+        write_json(folder / "config.json", description)
     barrier("the folder of the run is filled")
     return trained
 
@@ -192,7 +199,7 @@ def export(
             f"{folder} is the folder of a model and not of a training run: to write programs of it, use"
             " `altclip export --format stablehlo`."
         )
-    config = RunConfig.from_values(values, str(folder / "config.json"))
+    config = config_of(values, str(folder / "config.json"))
     keep_apart([folder], target)
     if containing(*(folder / name for name in _WRITTEN if name != "export"))(target):
         raise ValueError(f"{target} is a part of the run, which needs it to go on: name another folder for the model.")
@@ -223,10 +230,10 @@ def export(
     return found
 
 
-def _forget_others(config: RunConfig, folder: Path) -> None:
+def _forget_others(description: Mapping[str, Any], folder: Path) -> None:
     """Removes features that another run, which never came to its first checkpoint, has left in the folder."""
-    described = folder / "config.json"
-    if described.is_file() and not config.differences(read_json_object(described)):
+    there = folder / "config.json"
+    if there.is_file() and not differences(description, read_description(read_json_object(there))):
         return
     with refusals_explained(folder / "features"):
         for told in list((folder / "features").glob("*.json")):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import math
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -16,6 +16,7 @@ from altclip_jax.data.batches import HostBatch
 from altclip_jax.distributed import OtherProcessError, Watch, watched
 from altclip_jax.training.checkpoint import CheckpointStore
 from altclip_jax.training.config import RunConfig
+from altclip_jax.training.description import Files, describe, files_of
 from altclip_jax.training.evaluate import summary
 from altclip_jax.training.feeding import Coming
 from altclip_jax.training.flops import measured_peak
@@ -70,13 +71,14 @@ def train(config: RunConfig, *, dry_run: bool = False, quiet: bool = False) -> O
         with tempfile.TemporaryDirectory() as scratch:
             return _dry_run(config, Path(scratch), quiet)
     with watched() as watch:
-        require_same(config)
+        files = files_of(config.data.train)  # once: where they lie may be gone when the run is saved
+        require_same(describe(config, files))
         folder = Path(config.folder)
         claim_folder(config, folder)
-        return _train(config, folder, quiet, watch)
+        return _train(config, folder, files, quiet, watch)
 
 
-def _train(config: RunConfig, folder: Path, quiet: bool, watch: Watch) -> Outcome:
+def _train(config: RunConfig, folder: Path, files: Sequence[Files], quiet: bool, watch: Watch) -> Outcome:
     with (
         StopRequest(watch.alive) as stop,
         held(folder) as guarded,
@@ -86,14 +88,14 @@ def _train(config: RunConfig, folder: Path, quiet: bool, watch: Watch) -> Outcom
         watch.writing = store.is_writing
         last = store.latest()
         if last is not None:
-            store.check(last, config)
+            config = store.check(last, config, files)
         with RunLog(
             folder, first_step=last or 0, steps=config.steps, tensorboard=config.logging.tensorboard, quiet=quiet
         ) as log:
             if not guarded:
                 log.say(f"there are no file locks in {folder}: nothing keeps another run out of it")
             try:
-                run = build(config, folder, resumed=last is not None, say=log.say, stop=stop)
+                run = build(config, folder, files, resumed=last is not None, say=log.say, stop=stop)
             except Stopped:
                 return Outcome(last or 0, config.steps, stop.name, {}, None)
             state = run.first_state() if last is None else store.restore(last, run.abstract)
@@ -158,7 +160,7 @@ class _Loop:
                             found, concern = self._evaluated(step, state)
                         measured = not evaluates or found is not None or self._run.evaluate is None
                         if saves:
-                            self._store.save(step, state, config, found)
+                            self._store.save(step, state, self._run.description, found)
                             self._saved = step
                 self._store.check_written()
                 concern = max(concern, agreement.at_once(self._concern(coming)))
@@ -211,7 +213,7 @@ class _Loop:
         """Saves outside the schedule, before the run ends early."""
         self._settle(pending)
         if step > 0:
-            self._store.save(step, state, self._run.config)
+            self._store.save(step, state, self._run.description)
             self._store.wait()
             self._saved = step
 
@@ -297,7 +299,7 @@ class _Loop:
 
 def _dry_run(config: RunConfig, folder: Path, quiet: bool) -> Outcome:
     with RunLog(folder, first_step=0, steps=1, tensorboard=config.logging.tensorboard, quiet=quiet) as log:
-        run = build(config, folder, resumed=False, storing=False, say=log.say)
+        run = build(config, folder, files_of(config.data.train), resumed=False, storing=False, say=log.say)
         state = run.first_state()
         with run.feed(0) as batches:
             batch, arrays = next(iter(batches))

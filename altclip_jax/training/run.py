@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +17,7 @@ from altclip_jax import parallel
 from altclip_jax.model.two_towers import TwoTowerModel
 from altclip_jax.training import stages
 from altclip_jax.training.config import RunConfig
+from altclip_jax.training.description import Files, describe
 from altclip_jax.training.feeding import Feeder, feed
 from altclip_jax.training.flops import product_flops
 from altclip_jax.training.folder import begin, open_model
@@ -36,6 +37,7 @@ class Run:
 
     config: RunConfig
     folder: Path
+    description: dict[str, Any]  # what its checkpoints say of it
     mesh: Mesh
     model: TwoTowerModel
     abstract: TrainState  # shapes, dtypes and places of the state
@@ -50,6 +52,7 @@ class Run:
 def build(
     config: RunConfig,
     folder: Path,
+    files: Sequence[Files],
     *,
     resumed: bool,
     storing: bool = True,
@@ -61,6 +64,7 @@ def build(
     Args:
         config: What the run is.
         folder: Where it is kept.
+        files: What it learns from, see `files_of`.
         resumed: The folder has a checkpoint of it.
         storing: Compute features once where the configuration says so; otherwise in every step.
         say: Is told what takes long.
@@ -71,9 +75,10 @@ def build(
         ValueError: the settings do not fit the model or the data.
         OSError: a source is missing, or the folder cannot be written.
     """
+    description = describe(config, files)
     mesh = parallel.make_mesh(**config.mesh.model_dump())
     mine = parallel.local_rows(mesh, config.batch_size)
-    trained = None if resumed else begin(config, folder, mesh)
+    trained = None if resumed else begin(config, folder, description, mesh)
     model = open_model(config, folder / "model")
     trained_shapes, locked_shapes = split(model.param_shapes(), config.model.train, config.model.frozen)
     build_stage = stages.teacher_learning if config.stage == "teacher" else stages.contrastive
@@ -116,6 +121,7 @@ def build(
     return Run(
         config=config,
         folder=folder,
+        description=description,
         mesh=mesh,
         model=model,
         abstract=built.state,

@@ -13,8 +13,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from altclip_jax.training.config import RunConfig
-from altclip_jax.training.config_values import flat
+from altclip_jax.training.description import told
 from altclip_jax.training.processes import exchanged
 
 _PACKAGES = ("altclip-jax", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy")
@@ -22,21 +21,20 @@ _OWN_MATTER = ("data.threads", "data.prefetch", "logging")
 _SHOWN = 20
 
 
-def require_same(config: RunConfig) -> None:
-    """Compares devices, the run's configuration, its files and the packages that compute it over all processes.
+def require_same(description: Mapping[str, Any]) -> None:
+    """Compares devices, the run's description and the packages that compute it over all processes.
 
     Two learning rates, say, would train two models that exchange gradients, and nothing would tell.
 
     Raises:
         ValueError: something differs; in every process.
-        FileNotFoundError: files of the data are missing here.
     """
     if jax.process_count() == 1:
         return
     counts = collections.Counter(device.process_index for device in jax.devices())
     if uneven := differing([{"devices": counts[process]} for process in range(jax.process_count())]):
         raise ValueError(f"Each process of a run has the same number of devices, but here: {uneven[0]}.")
-    text = json.dumps({**_packages(), **_own(config)}, sort_keys=True).encode()
+    text = json.dumps({**_packages(), **_own(description)}, sort_keys=True).encode()
     digests = exchanged(np.frombuffer(hashlib.sha256(text).digest(), np.uint8))
     if (digests == digests[0]).all():
         return
@@ -75,8 +73,8 @@ def _packages() -> dict[str, str]:
     return versions
 
 
-def _own(config: RunConfig) -> dict[str, Any]:
-    values = flat(config.described())
+def _own(description: Mapping[str, Any]) -> dict[str, Any]:
+    values = told(description)
     return {
         name: value
         for name, value in values.items()

@@ -15,17 +15,17 @@ import numpy as np
 from jax.sharding import Mesh
 
 from altclip_jax.data.batches import Stream
-from altclip_jax.data.files import expanded
 from altclip_jax.data.image_text_stream import ImageTextStream
 from altclip_jax.data.text_pair_stream import TextPairStream
 from altclip_jax.model.clip import CLIPTextModel, CLIPTextModelWithProjection
 from altclip_jax.model.two_towers import TwoTowerModel
 from altclip_jax.processing.fit import check_tokenizer, load_processor
-from altclip_jax.processing.processor import TOKENIZER
+from altclip_jax.processing.processor import TOKENIZER, AltCLIPProcessor
 from altclip_jax.processing.tokenizer import load_tokenizer
 from altclip_jax.training.config import RunConfig, SourceSettings
+from altclip_jax.training.description import features_of, read_features_of
 from altclip_jax.training.evaluate import image_text_metrics, text_pair_metrics
-from altclip_jax.training.features import Features, Pieces, computed_once, file_identity
+from altclip_jax.training.features import Features, Pieces, computed_once
 from altclip_jax.training.feeding import Lookup, image_text_stream, text_pair_stream
 from altclip_jax.training.folder import load_locked
 from altclip_jax.training.objectives import Contrastive, Objective, TeacherLearning
@@ -68,6 +68,7 @@ class Builder:
         sources: Sequence[SourceSettings],
         pieces: Callable[[np.ndarray], Iterator[Piece]],
         ids: str,
+        **settings: Any,
     ) -> Features:
         """Returns features that are computed once in the life of the run's folder.
 
@@ -78,6 +79,7 @@ class Builder:
             sources: What they are computed of; anew if their settings or files change.
             pieces: Gets which are there already, and gives the others.
             ids: The array that says which they are.
+            settings: That they depend on beside, by their dotted names.
         """
 
         def compute(there: np.ndarray) -> Pieces:
@@ -90,12 +92,10 @@ class Builder:
                     self.say(f"{name} features: {done:,} of {rows:,}")
                 yield piece.kept[ids], piece.values
 
-        of = [
-            {**source.model_dump(mode="json"), "files": [file_identity(path) for path in expanded(source.path)]}
-            for source in sources
-        ]
-        path = self.folder / "features" / f"{name}.npy"
-        return computed_once(path, rows, width, {"sources": of}, compute, self.say)
+        path, of = self.folder / "features" / f"{name}.npy", features_of(sources, **settings)
+        return computed_once(
+            path, rows, width, of, compute, self.say, read=lambda found: read_features_of(found, settings)
+        )
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -125,6 +125,9 @@ def contrastive(builder: Builder) -> Parts:
     image_locked = "vision_model" not in config.model.train
     objective = contrastive_objective(config, model, builder.mesh)
     processor = load_processor(builder.folder / "model", builder.model.config)
+    if data.orientation == "exif":
+        upright = processor.image_processor.replace(apply_exif_orientation=True)
+        processor = AltCLIPProcessor(upright, processor.tokenizer)
     stored = builder.storing and image_locked and data.store_image_features and not data.augmentation
     open_stream = functools.partial(image_text_stream, data, processor=processor, seed=config.seed)
     stream, evaluated = open_stream(data.train, augmented=True), open_stream(data.evaluate) if data.evaluate else None
@@ -181,7 +184,8 @@ def _image_features(builder: Builder) -> Callable[[str, ImageTextStream, Sequenc
             )
 
         width = model.config.vision_config.hidden_size
-        return builder.features(f"image_{name}", stream.picture_count, width, sources, pieces, "picture")
+        turned = {"data.orientation": builder.config.data.orientation}
+        return builder.features(f"image_{name}", stream.picture_count, width, sources, pieces, "picture", **turned)
 
     return pooled
 

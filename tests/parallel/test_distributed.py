@@ -199,10 +199,11 @@ def test_processes_that_were_not_started_alike_are_told_in_what():
     recipe = Path(__file__).parents[2] / "recipes" / "emoji" / "contrastive.toml"
     body = """
     from altclip_jax.training.config import RunConfig
+    from altclip_jax.training.description import describe
     from altclip_jax.training.same import require_same
-    require_same(RunConfig.read({recipe!r}, ["batch_size=64", "data.threads={threads}"]))
+    require_same(describe(RunConfig.read({recipe!r}, ["batch_size=64", "data.threads={threads}"]), []))
     print("alike so far")
-    require_same(RunConfig.read({recipe!r}, ["optimizer.learning_rate={rate}", *{more}]))
+    require_same(describe(RunConfig.read({recipe!r}, ["optimizer.learning_rate={rate}", *{more}]), []))
 """
     bodies = [
         body.format(recipe=str(recipe), threads=1, rate=1e-3, more=[]),

@@ -15,6 +15,7 @@ import pytest
 from altclip_jax.parallel import make_mesh, placed, state_shardings
 from altclip_jax.training import folder as run_folder
 from altclip_jax.training.checkpoint import CheckpointStore, load_tree, save_tree
+from altclip_jax.training.description import describe, files_of
 from altclip_jax.training.folder import export
 from altclip_jax.training.loop import train
 from altclip_jax.training.state import initial_state
@@ -35,7 +36,7 @@ def saved(settings, tmp_path):
     """The configuration of a run whose store has one checkpoint, of step 3."""
     config = settings()
     with CheckpointStore(tmp_path, config.checkpoints) as store:
-        store.save(3, state(table=(4, 2), bias=(2,)), config)
+        store.save(3, state(table=(4, 2), bias=(2,)), describe(config, []))
     return config
 
 
@@ -57,7 +58,7 @@ def test_a_state_comes_back_bit_for_bit_on_other_devices(model, params, settings
     before = initial_state(params, optax.adam(1e-3), averaged=True)
     before = before.replace(opt_state=jax.tree.map(lambda leaf: leaf + 1, before.opt_state))
     with CheckpointStore(tmp_path, config.checkpoints) as store:
-        store.save(3, on(make_mesh(fsdp=2), before), config)
+        store.save(3, on(make_mesh(fsdp=2), before), describe(config, []))
     mesh = make_mesh(**axes, devices=jax.devices()[: math.prod(axes.values())])
     shapes = jax.eval_shape(lambda: before)
     with CheckpointStore(tmp_path, config.checkpoints) as store:
@@ -84,7 +85,7 @@ def test_other_shapes_are_refused_with_all_differences(saved, tmp_path):
 def test_of_many_differences_twenty_are_shown(settings, tmp_path):
     config = settings()
     with CheckpointStore(tmp_path, config.checkpoints) as store:
-        store.save(1, state(**{f"layer_{number}": (2,) for number in range(30)}), config)
+        store.save(1, state(**{f"layer_{number}": (2,) for number in range(30)}), describe(config, []))
         store.wait()
         with pytest.raises(ValueError, match=r"and 40 more$") as caught:
             store.restore(1, places(state(**{f"layer_{number}": (3,) for number in range(30)})))
@@ -93,7 +94,7 @@ def test_of_many_differences_twenty_are_shown(settings, tmp_path):
 
 def test_a_step_that_is_there_is_not_written_again(saved, tmp_path):
     with CheckpointStore(tmp_path, saved.checkpoints) as store:
-        store.save(3, state(other=(1,)), saved)
+        store.save(3, state(other=(1,)), describe(saved, []))
         store.restore(3, places(state(table=(4, 2), bias=(2,))))
 
 
@@ -117,12 +118,12 @@ def test_a_folder_that_cannot_be_written_is_a_sentence_with_its_name(settings, t
 @pytest.mark.parametrize(("item", "read"), [("config", "check"), ("state", "restore")])
 def test_a_damaged_checkpoint_is_named_with_what_can_be_done(saved, tmp_path, item, read):
     shutil.rmtree(tmp_path / "checkpoints" / "3" / item)
-    argument = saved if read == "check" else places(state(table=(4, 2), bias=(2,)))
+    arguments = (saved, []) if read == "check" else (places(state(table=(4, 2), bias=(2,))),)
     with (
         CheckpointStore(tmp_path, saved.checkpoints) as store,
         pytest.raises(OSError, match=r"checkpoints/3 could not be read .*move this one out of the way"),
     ):
-        getattr(store, read)(3, argument)
+        getattr(store, read)(3, *arguments)
 
 
 def test_a_metric_that_is_not_evaluated_is_refused_with_those_that_are(settings, tmp_path):
@@ -133,7 +134,7 @@ def test_a_metric_that_is_not_evaluated_is_refused_with_those_that_are(settings,
         CheckpointStore(tmp_path, config.checkpoints) as store,
         pytest.raises(ValueError, match=r"'xx/loss', which is not evaluated; there are loss, mean_recall\."),
     ):
-        store.save(2, state(bias=(2,)), config, {"loss": 1.0, "mean_recall": 0.5})
+        store.save(2, state(bias=(2,)), describe(config, []), {"loss": 1.0, "mean_recall": 0.5})
 
 
 def test_a_checkpoint_without_metrics_stands_beside_the_best(settings, tmp_path):
@@ -142,12 +143,12 @@ def test_a_checkpoint_without_metrics_stands_beside_the_best(settings, tmp_path)
     config = settings(checkpoints=kept, data__evaluate=[{"path": "pictures.jsonl"}])
     with CheckpointStore(tmp_path, config.checkpoints) as store:
         for step, value in ((1, 0.5), (2, 0.9), (3, 0.7)):
-            store.save(step, state(bias=(2,)), config, {"mean_recall": value})
-        store.save(4, state(bias=(2,)), config)
+            store.save(step, state(bias=(2,)), describe(config, []), {"mean_recall": value})
+        store.save(4, state(bias=(2,)), describe(config, []))
         store.wait()
         assert store.steps() == [2, 4]
     with CheckpointStore(tmp_path, config.checkpoints) as store:
-        store.save(5, state(bias=(2,)), config, {"mean_recall": 0.1})
+        store.save(5, state(bias=(2,)), describe(config, []), {"mean_recall": 0.1})
         store.wait()
         assert store.steps() == [2, 5]
 
@@ -183,13 +184,18 @@ def test_export_names_the_checkpoints_that_there_are(settings, tmp_path, monkeyp
 
 def test_features_are_kept_for_the_same_run_and_not_for_another(settings, tmp_path):
     """A run that is killed before its first checkpoint begins again, and may then be another one."""
+
+    def begun(config):
+        run_folder.begin(config, Path(config.folder), describe(config, files_of(config.data.train)), make_mesh())
+
     features = tmp_path / "run" / "features" / "image_train.npy"
     config = settings()
-    run_folder.begin(config, Path(config.folder), make_mesh())
+    begun(config)
     features.parent.mkdir()
     features.write_bytes(b"")
-    run_folder.begin(settings(logging__every=3), Path(config.folder), make_mesh())
+    features.with_suffix(".json").write_text('{"of": {}, "rows": 0, "width": 0}')
+    begun(settings(logging__every=3))
     assert features.exists()
-    run_folder.begin(settings(seed=1), Path(config.folder), make_mesh())
+    begun(settings(seed=1))
     assert not features.exists()
     assert json.loads((tmp_path / "run" / "config.json").read_text())["seed"] == 1

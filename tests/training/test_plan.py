@@ -11,6 +11,7 @@ from altclip_jax.planning import plan as planning
 from altclip_jax.planning.chips import CHIPS, read
 from altclip_jax.planning.plan import abstract_step, plan
 from altclip_jax.training import stages
+from altclip_jax.training.description import files_of
 from altclip_jax.training.run import build
 
 MESH = {"mesh__data": 2, "mesh__fsdp": 2, "mesh__tensor": 2}
@@ -36,7 +37,7 @@ def test_the_step_that_is_planned_is_the_one_that_is_run(settings, tmp_path, mon
     for stage in ("contrastive", "teacher_learning"):
         made = getattr(stages, stage)
         monkeypatch.setattr(stages, stage, lambda builder, made=made: parts.append(made(builder)) or parts[-1])
-    run = build(config, tmp_path, resumed=False)
+    run = build(config, tmp_path, files_of(config.data.train), resumed=False)
     with run.feed(0) as batches:
         _, arrays = next(iter(batches))
     step = abstract_step(config, run.mesh)

@@ -28,7 +28,7 @@ from altclip_jax.exit_codes import ANOTHER_FAILED, ENDED_BY_SIGTERM
 
 _AGAIN = 0.2  # seconds between tries to reach the coordinator
 _LOOK = 0.5  # seconds between two looks for what another process has told
-_SOON = 3.0  # seconds within which what broke an exchange should be told
+_SOON = 2.0  # seconds within which what broke an exchange should be told
 _MOMENT = 10.0  # seconds to end in order, once a process has failed
 _WRITING = 45.0  # the same while a checkpoint is being written
 _PATIENCE = 60.0  # seconds in which who was asked to stop must come back to Python

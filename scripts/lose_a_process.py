@@ -7,6 +7,9 @@ the launcher must end the other and say which it was. Then one process of 4 devi
 run in 1 process of 4 devices is what losses and parameters are compared with: the norm of the difference over the norm
 of the parameters, and the largest relative difference of a step's loss, must stay below --tolerance. Exit code 1
 otherwise.
+
+The same once for each place where one process raises an error that the other does not meet, here without the launcher,
+which would end the other, and with the timeouts of jax: both must end within --seconds with the sentence of that error.
 """
 
 from __future__ import annotations
@@ -15,6 +18,7 @@ import argparse
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 import tempfile
@@ -26,6 +30,47 @@ import numpy as np
 
 RECIPE = Path(__file__).parents[1] / "recipes/emoji/contrastive.toml"
 ALTCLIP = [sys.executable, "-m", "altclip_jax"]
+PROGRAM = """
+import errno, pathlib, sys, time
+from altclip_jax import cli
+from altclip_jax.training import loop, passes, run, stages
+from orbax.checkpoint._src.checkpointers import async_checkpointer
+
+def fail(*arguments, **options):
+    pathlib.Path({moment!r}).write_text(str(time.time()))
+    raise {error}
+
+{fault}
+sys.exit(cli.main(sys.argv[1:]))
+"""
+# who fails, what it raises, and how it comes to that
+FAULTS: dict[str, tuple[int, str, str]] = {
+    "building, before the first step": (1, "FileNotFoundError('lost: no such file')", "run.begin = fail"),
+    "evaluation, in an exchange": (
+        0,
+        "MemoryError",
+        """
+def evaluated(self, step, state):
+    passes.pad_rows = fail
+    return plain(self, step, state)
+plain, loop._Loop._evaluated = loop._Loop._evaluated, evaluated
+""",
+    ),
+    "evaluation, after its exchanges": (1, "MemoryError", "stages.image_text_metrics = fail"),
+    "saving, in the background": (
+        1,
+        "OSError(errno.ENOSPC, 'No space left on device')",
+        """
+def commit(directory, *arguments, **options):
+    if list(pathlib.Path(directory).parent.glob("[0-9]0")):
+        fail()
+    return plain(directory, *arguments, **options)
+plain, async_checkpointer._background_wait_for_commit_futures = (
+    async_checkpointer._background_wait_for_commit_futures, commit)
+""",
+    ),
+    "telling, in process 0": (0, "OSError(errno.ENOSPC, 'No space left on device')", "loop._Loop._tell = fail"),
+}
 
 
 def main() -> int:
@@ -35,6 +80,7 @@ def main() -> int:
     parser.add_argument("--batch", type=int, default=128)
     parser.add_argument("--seed", type=int, default=0, help="of which process is killed, and when")
     parser.add_argument("--tolerance", type=float, default=2e-5)
+    parser.add_argument("--seconds", type=float, default=60, help="until both have ended when one raises an error")
     parser.add_argument("--output", type=Path, help="also write the result as JSON")
     options = parser.parse_args()
     settings = [
@@ -44,11 +90,18 @@ def main() -> int:
         "logging.every=1",
         f"checkpoints.every={max(options.steps // 6, 1)}",
         "checkpoints.keep_best=0",
-        f"evaluation.every={options.steps}",
+        f"evaluation.every={options.steps // 2}",
     ]
     with tempfile.TemporaryDirectory() as scratch:
         result = experiment(Path(scratch), settings, np.random.default_rng(options.seed), options.steps)
-    result["holds"] = max(result["parameters"], result["losses"]) <= options.tolerance and result["launcher"] != 0
+        result["errors"] = [fail_alone(Path(scratch), settings, where, options.steps) for where in FAULTS]
+    ends = [result, *result["errors"]]
+    result["holds"] = (
+        result["launcher"] != 0
+        and max(end[name] for end in ends for name in ("parameters", "losses")) <= options.tolerance
+        and all(error["seconds_until_both_ended"] <= options.seconds for error in result["errors"])
+        and all(0 not in error["exit_codes"] for error in result["errors"])
+    )
     print(json.dumps(result, indent=2, ensure_ascii=False))
     if options.output:
         options.output.write_text(json.dumps(result, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
@@ -93,6 +146,47 @@ def experiment(folder: Path, settings: list[str], moments: np.random.Generator, 
         "launcher_said": said.splitlines(),
         "losses": furthest_loss(folder / "whole", folder / "lost", steps),
         "parameters": distance(folder / "whole", folder / "lost"),
+    }
+
+
+def fail_alone(folder: Path, settings: list[str], where: str, steps: int) -> dict[str, Any]:
+    """Return how two processes end of which one raises an error, and how far the end of the run is apart then."""
+    failing, error, fault = FAULTS[where]
+    name = where.replace(" ", "_")
+    moment = folder / f"{name}.moment"
+    environment = {**os.environ, "JAX_PLATFORMS": "cpu", "JAX_COMPILATION_CACHE_DIR": str(folder / "compiled")}
+    train = ["train", str(RECIPE), *settings, f"folder={folder / name}"]
+    print(f"2 processes, one of which raises an error: {where}", flush=True)
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        address = f"127.0.0.1:{server.getsockname()[1]}"
+    timeouts = ["--heartbeat-timeout", "100", "--shutdown-timeout", "300"]
+    shared = ["--coordinator", address, "--processes", "2", "--local-devices", "2", *timeouts]
+    both = [
+        subprocess.Popen(
+            [
+                *(sys.executable, "-c"),
+                PROGRAM.format(moment=str(moment), error=error, fault=fault if process == failing else ""),
+                *(*train, *shared, "--process", str(process)),
+            ],
+            env=environment,
+            stderr=(folder / f"{name}.{process}").open("w", encoding="utf-8"),
+        )
+        for process in range(2)
+    ]
+    codes = [process.wait() for process in both]
+    ended_after = time.time() - float(moment.read_text())
+    words = [(folder / f"{name}.{process}").read_text(encoding="utf-8").splitlines()[-1] for process in range(2)]
+    whole = sorted(int(path.name) for path in (folder / name / "checkpoints").glob("[0-9]*") if path.name.isdecimal())
+    print(*words, sep="\n", flush=True)
+    subprocess.run([*ALTCLIP, *train, "--local-devices", "4"], check=True, env=environment)
+    return {
+        "where": f"{where}, process {failing}",
+        "exit_codes": codes,
+        "seconds_until_both_ended": round(ended_after, 1),
+        "last_words": [text.replace(str(folder), "...") for text in words],
+        "last_checkpoint": whole[-1] if whole else None,
+        "losses": furthest_loss(folder / "whole", folder / name, steps),
+        "parameters": distance(folder / "whole", folder / name),
     }
 
 

@@ -11,13 +11,15 @@ from altclip_jax.processing.processor import AltCLIPProcessor
 from altclip_jax.processing.tokenizer import BaseTokenizer
 
 
-def load_processor(folder: Path, config: TwoTowerConfig, source: str | None = None) -> AltCLIPProcessor:
+def load_processor(
+    folder: Path, config: TwoTowerConfig, source: str | None = None, *, use_fast: bool | None = None
+) -> AltCLIPProcessor:
     """Returns the processor of a folder, if it is that of the model; `source` is what errors call it.
 
     Raises:
         ValueError: it is not; all differences are named.
     """
-    processor = AltCLIPProcessor.from_pretrained(folder)
+    processor = AltCLIPProcessor.from_pretrained(folder, use_fast=use_fast)
     check_processor(config, processor, source or str(folder))
     return processor
 

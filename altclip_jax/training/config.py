@@ -88,6 +88,8 @@ class DataSettings(_Settings):
     # "exif": pictures are turned as their EXIF says; "stored": only where the model's preprocessor_config.json has
     # apply_exif_orientation, which is what release 0.1.0 did
     orientation: Literal["exif", "stored"] = "exif"
+    # whose ids tokenizers give: see `load_tokenizer`; false is what release 0.1.0 did
+    use_fast: bool | None = None
     threads: PositiveInt = 4
     prefetch: PositiveInt = 2  # batches made ahead
     max_bad_share: Share = 0.01

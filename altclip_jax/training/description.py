@@ -23,6 +23,7 @@ FORMAT = 2  # of a description; release 0.1.0 said no number, and named files by
 # becomes: with it a run that says nothing of a setting goes on. Every new setting gets its row.
 BEFORE: dict[str, Any] = {
     "data.orientation": "stored",
+    "data.use_fast": False,
 }
 # What may change between the halves of an interrupted run: nothing that decides the numbers.
 _FREE_TO_CHANGE = (

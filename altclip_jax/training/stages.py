@@ -124,7 +124,7 @@ def contrastive(builder: Builder) -> Parts:
     config, data, model = builder.config, builder.config.data, builder.model
     image_locked = "vision_model" not in config.model.train
     objective = contrastive_objective(config, model, builder.mesh)
-    processor = load_processor(builder.folder / "model", builder.model.config)
+    processor = load_processor(builder.folder / "model", builder.model.config, use_fast=builder.config.data.use_fast)
     if data.orientation == "exif":
         upright = processor.image_processor.replace(apply_exif_orientation=True)
         processor = AltCLIPProcessor(upright, processor.tokenizer)
@@ -227,7 +227,9 @@ def teacher_learning(builder: Builder) -> Parts:
     config = builder.config
     assert config.teacher is not None
     target = config.teacher.target
-    student = load_processor(builder.folder / "model", builder.model.config).tokenizer
+    student = load_processor(
+        builder.folder / "model", builder.model.config, use_fast=builder.config.data.use_fast
+    ).tokenizer
     source = find(config.teacher.source).fetch(CONFIG, WEIGHTS, TOKENIZER)
     kind = CLIPTextModelWithProjection if target == "projected" else CLIPTextModel
     stored = config.teacher.store and builder.storing
@@ -236,7 +238,7 @@ def teacher_learning(builder: Builder) -> Parts:
     teacher, helper = kind.from_pretrained(source, dtype=compute, mesh=builder.mesh)
     objective = TeacherLearning(builder.model, teacher, target)
     check_widths(builder.model, teacher, target)
-    tokenizer = load_tokenizer(source)
+    tokenizer = load_tokenizer(source, use_fast=config.data.use_fast)
     check_tokenizer(teacher.config, tokenizer, str(config.teacher.source))
     open_stream = functools.partial(text_pair_stream, config, teacher=tokenizer, student=student)
     stream, lookup = open_stream(config.data.train), None
@@ -258,6 +260,7 @@ def teacher_learning(builder: Builder) -> Parts:
                     stream.all_sources, teach, helper, _TEACHER_INPUTS, ["example"], but=there
                 ),
                 "example",
+                **{"data.use_fast": config.data.use_fast},
             ),
         )
         stream = text_pair_stream(config, config.data.train, None, student, features=lookup.features)

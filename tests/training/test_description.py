@@ -6,6 +6,7 @@ import pytest
 
 from altclip_jax.training.config import RunConfig
 from altclip_jax.training.description import (
+    BEFORE,
     FORMAT,
     describe,
     differences,
@@ -74,7 +75,8 @@ def test_what_0_1_0_wrote_is_read_source_by_source(tmp_path):
     made(tmp_path, a__0_tar="0", a__1_tar="11", a__2_tar="222", pairs_jsonl="{}")
     config = run(tmp_path, "a/*.tar", "a/{2,0}.tar", "pairs.jsonl")
     values = config.to_dict()
-    del values["data"]["orientation"]
+    for name in BEFORE:
+        del values["data"][name.removeprefix("data.")]
     names = {
         f"/old/{name}": size for name, size in (("a/0.tar", 1), ("a/1.tar", 2), ("a/2.tar", 3), ("pairs.jsonl", 2))
     }
@@ -83,7 +85,8 @@ def test_what_0_1_0_wrote_is_read_source_by_source(tmp_path):
     found = read_description({**values, "files": names})
     assert found["files"] == files_of(config.data.train)
     assert differences(describe(with_own_past(config, found), files_of(config.data.train)), found) == []
-    assert with_own_past(config, found).data.orientation == "stored"
+    past = with_own_past(config, found).data
+    assert (past.orientation, past.use_fast) == ("stored", False)
 
 
 def test_what_a_later_release_wrote_is_refused(tmp_path):

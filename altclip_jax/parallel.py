@@ -181,6 +181,11 @@ def row_shares(mesh: Mesh, rows: int) -> tuple[RowShare, ...]:
     )
 
 
+def leads(mesh: Mesh, rows: int) -> bool:
+    """Returns whether this process holds rows of a global batch that none before it holds."""
+    return any(share.holders[0] == jax.process_index() for share in row_shares(mesh, rows))
+
+
 def local_rows(mesh: Mesh, rows: int) -> Int[np.ndarray, " mine"]:
     """Returns which rows of a global batch the devices of this process hold, in order.
 

@@ -32,6 +32,7 @@ FEATURES = 2e-6  # largest difference of a number, of order 1
 LOSSES = 2e-6  # relative, of evaluations and of steps
 GRADIENT = 2e-6  # norm of the difference over norm
 BATCH = 12  # rows: over 1, 2, 3, 4 or 6 devices
+TOKENIZER = Path(__file__).parents[1] / "recipes/emoji/teacher"  # the teacher's
 STAGES = ("contrastive", "teacher")
 WORDS = "red green small large old new round flat cat dog house tree boat star moon river stone bread".split()
 
@@ -126,7 +127,6 @@ def write_models(folder: Path) -> None:
     from altclip_jax.assets import default_checkpoint
 
     text = {
-        "vocab_size": 8000,
         "hidden_size": 16,
         "num_hidden_layers": 2,
         "num_attention_heads": 4,
@@ -134,6 +134,7 @@ def write_models(folder: Path) -> None:
     }
     student_text = {
         **text,
+        "vocab_size": 8000,
         "max_position_embeddings": 66,
         "project_dim": 16,
         "hidden_dropout_prob": 0.0,
@@ -148,10 +149,12 @@ def write_models(folder: Path) -> None:
         "patch_size": 16,
     }
     student = AltCLIPModel(AltCLIPConfig(text_config=student_text, vision_config=picture, projection_dim=16))
-    teacher = CLIPModel(CLIPConfig(text_config={**text, "eos_token_id": 2}, vision_config=picture, projection_dim=16))
-    for number, (name, model) in enumerate((("student", student), ("teacher", teacher))):
-        model.save_pretrained(folder / name, model.init_params(jax.random.key(number)))
-        AltCLIPProcessor.from_pretrained(default_checkpoint()).save_pretrained(folder / name)
+    teacher_text = {**text, "vocab_size": 2048, "eos_token_id": 2047}
+    teacher = CLIPModel(CLIPConfig(text_config=teacher_text, vision_config=picture, projection_dim=16))
+    student.save_pretrained(folder / "student", student.init_params(jax.random.key(0)))
+    teacher.save_pretrained(folder / "teacher", teacher.init_params(jax.random.key(1)))
+    AltCLIPProcessor.from_pretrained(default_checkpoint()).save_pretrained(folder / "student")
+    AltCLIPProcessor.from_pretrained(TOKENIZER).save_pretrained(folder / "teacher")
 
 
 def write_data(folder: Path, samples: int, bad: float) -> int:
@@ -258,6 +261,7 @@ def measure(folder: Path, run_folder: Path, stage: str, axes: dict[str, int], st
     """Compute features, evaluate a first state, make some steps, and keep what came out."""
     import optax
 
+    from altclip_jax.training.description import files_of
     from altclip_jax.training.processes import barrier, is_first, whole
     from altclip_jax.training.run import build
     from altclip_jax.weights.convert import flatten
@@ -265,7 +269,7 @@ def measure(folder: Path, run_folder: Path, stage: str, axes: dict[str, int], st
     data = "pictures.jsonl" if stage == "contrastive" else "pairs.tsv"
     config = run_config(folder, run_folder, stage, axes, data)
     run_folder.mkdir(parents=True, exist_ok=True)
-    run = build(config, run_folder, resumed=False)
+    run = build(config, run_folder, files_of(config.data.train), resumed=False)
     state = run.first_state()
     assert run.evaluate is not None
     metrics = run.evaluate(state)

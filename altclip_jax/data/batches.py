@@ -13,6 +13,7 @@ from jaxtyping import Int32, Integer
 from altclip_jax.data.samples import SampleError, Source
 from altclip_jax.data.sources import Mixture
 
+IDS = ("example", "picture")  # the arrays that say what stands in a row
 Tokenizer = Callable[..., dict[str, Any]]  # called as AltCLIPTokenizer is
 
 
@@ -33,6 +34,11 @@ class HostBatch:
     names: list[str]
     languages: list[str | None]
     waited: float
+
+    @property
+    def ids(self) -> Integer[np.ndarray, "rows ids"]:
+        """Which sample, and which picture of it, stands in each row."""
+        return np.stack([self.arrays[name] for name in IDS if name in self.arrays], axis=1)
 
 
 class Place(NamedTuple):

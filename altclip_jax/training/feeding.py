@@ -9,10 +9,10 @@ from pathlib import Path
 from typing import Any, NamedTuple, Self
 
 import numpy as np
-from jaxtyping import Int
+from jaxtyping import Int, Integer
 
 from altclip_jax.data.bad_samples import BadSamples
-from altclip_jax.data.batches import HostBatch, Stream
+from altclip_jax.data.batches import IDS, HostBatch, Stream
 from altclip_jax.data.image_text_stream import ImageTextStream
 from altclip_jax.data.loader import Loader
 from altclip_jax.data.samples import SampleError, Source
@@ -87,6 +87,11 @@ class Coming:
         self.error: Exception | None = None
         self._fetch()
 
+    @property
+    def ids(self) -> Integer[np.ndarray, "mine ids"] | None:
+        """What stands in its rows, or None if there is no next batch."""
+        return None if self._batch is None else self._batch[0].ids
+
     def take(self, *, last: bool) -> tuple[HostBatch, dict[str, np.ndarray]]:
         """Returns it, and fetches the one after it unless it is the last."""
         assert self._batch is not None
@@ -105,7 +110,7 @@ class Coming:
 def for_device(arrays: Mapping[str, np.ndarray], lookup: Lookup | None) -> dict[str, np.ndarray]:
     """Returns the arrays that a step takes: with looked-up features, without ids."""
     whole = arrays if lookup is None else lookup.added(arrays)
-    return {name: values for name, values in whole.items() if name not in ("example", "picture")}
+    return {name: values for name, values in whole.items() if name not in IDS}
 
 
 def feed(
@@ -116,10 +121,11 @@ def feed(
     first_step: int,
     rows: Int[np.ndarray, " mine"],
     lookup: Lookup | None,
+    logs: bool,
 ) -> Feeder:
-    """Starts to load the batches of a run from `first_step` on."""
+    """Starts to load the batches of a run from `first_step` on; without `logs` another process names bad samples."""
     data = config.data
-    bad = BadSamples(folder / "bad_samples.jsonl", max_bad_share=data.max_bad_share)
+    bad = BadSamples(folder / "bad_samples.jsonl", max_bad_share=data.max_bad_share, logs=logs)
     loader = Loader(
         stream,
         config.batch_size,

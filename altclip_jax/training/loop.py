@@ -24,7 +24,7 @@ from altclip_jax.training.folder import claim_folder, export, held
 from altclip_jax.training.interrupt import Stopped, StopRequest
 from altclip_jax.training.log import RunLog
 from altclip_jax.training.pace import Pace
-from altclip_jax.training.processes import Agreement, Concern
+from altclip_jax.training.processes import Agreement, Concern, OtherSamplesError
 from altclip_jax.training.run import Run, build
 from altclip_jax.training.same import require_same
 from altclip_jax.training.state import TrainState
@@ -123,7 +123,7 @@ class _Loop:
         self._flops = 0.0
 
     def until_done(self, state: TrainState) -> Outcome:
-        config, agreement = self._run.config, Agreement(self._run.mesh)
+        config, agreement = self._run.config, Agreement(self._run.mesh, self._run.config.batch_size)
         step = int(state.step)
         pending: list[tuple[HostBatch, dict[str, jax.Array]]] = []
         concern, measured = Concern.NONE, True
@@ -134,13 +134,13 @@ class _Loop:
                 if found is not None:
                     self._store.measured({step: found})
             coming = Coming(iter(batches))
-            concern = max(concern, agreement.ask(self._concern(coming))())
+            concern = max(concern, agreement.ask(self._concern(coming), coming.ids)())
             while step < config.steps and not concern:
                 batch, arrays = coming.take(last=step + 1 == config.steps)
                 if not self._flops:
                     self._flops = self._run.flops(arrays)
                 profile(step + 1, pending)
-                agreed = agreement.ask(self._concern(coming))
+                agreed = agreement.ask(self._concern(coming), coming.ids)
                 state, metrics = self._run.step(state, arrays)
                 step += 1
                 pending.append((batch, metrics))
@@ -170,6 +170,8 @@ class _Loop:
             self._store.wait()
             if coming.error is not None:
                 raise coming.error
+        if concern == Concern.OTHER_SAMPLES:
+            raise OtherSamplesError
         if concern == Concern.CANNOT_READ:
             raise OtherProcessError
         stopped = self._stop.name if early else None

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import functools
-import zlib
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -23,14 +22,12 @@ from altclip_jax.distributed import OtherProcessError
 from altclip_jax.evaluation.collection import collect
 from altclip_jax.inference.encoders import pad_rows
 from altclip_jax.training.interrupt import Stopped, StopRequest
-from altclip_jax.training.processes import Concern, exchanged, is_first
+from altclip_jax.training.processes import Concern, OtherSamplesError, digest, exchanged, is_first
 from altclip_jax.weights.convert import Params
 
 Walk = Callable[..., Iterator[HostBatch]]  # such as `ImageTextStream.all_pictures`
 Encoder = Callable[[Params, dict[str, np.ndarray], dict[str, np.ndarray]], tuple[np.ndarray, dict[str, np.ndarray]]]
 _LANGUAGE_BYTES = 32  # of a language's name; what is longer is cut
-_LOOK = "Look whether all hosts see the same files, and run the same command again: it goes on from what is done."
-_IDS = ("example", "picture")  # the arrays that say what stands in a row
 
 
 class Piece(NamedTuple):
@@ -110,7 +107,7 @@ class Passes:
         Raises:
             Stopped: it was asked to.
             TooManyBadSamples: more than are allowed, of all that the processes have read.
-            ValueError: processes that hold the same rows have read different samples.
+            OtherSamplesError: processes that hold the same rows have read different samples.
             OtherProcessError: another process could not go on.
         """
         known = int(options["but"].sum()) if options.get("but") is not None else 0
@@ -170,16 +167,13 @@ class Passes:
         return some
 
     def _require_same(self, digests: Int[np.ndarray, "processes shares"], readers: Sequence[_Reader]) -> None:
-        """Raises ValueError where one process cannot read what another can."""
+        """Raises OtherSamplesError where one process has read other samples than another for the same rows, or none."""
         if not all(reader.arrays for reader in readers):
-            raise ValueError(f"This process can read no sample at all, while another can. {_LOOK}")
+            raise OtherSamplesError
         for number, share in enumerate(self._shares):
             found = {digests[process, self._held[process].index(number)] for process in share.holders}
             if len(found) > 1:
-                raise ValueError(
-                    f"Processes {', '.join(map(str, share.holders))} hold the same rows of a batch and have read"
-                    f" different samples for them: what one can read, another cannot. {_LOOK}"
-                )
+                raise OtherSamplesError
 
 
 class _Reader:
@@ -215,8 +209,7 @@ class _Reader:
             self.arrays = {name: pad_rows(rows[: self._rows], self._rows) for name, rows in arrays.items()}
         if self.arrays:
             self.arrays["counts"] = np.arange(self._rows) < (0 if self.batch is None else len(self.batch.names))
-        ids = [] if self.batch is None else [self.batch.arrays[name] for name in _IDS if name in self.batch.arrays]
-        self.digest = zlib.crc32(b"".join(rows.tobytes() for rows in ids)) >> 1  # an int32
+        self.digest = digest(None if self.batch is None else self.batch.ids)
 
 
 def joined(pieces: Iterator[Piece], ids: str) -> Piece:

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import enum
+import zlib
 from collections.abc import Callable
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jax.experimental import multihost_utils
+from jaxtyping import Integer
 
 from altclip_jax import parallel
 from altclip_jax.files import hub
@@ -61,12 +64,29 @@ def whole(tree: Any) -> Any:
     return jax.tree.map(gathered, tree)
 
 
+class OtherSamplesError(ValueError):
+    """Processes that hold the same rows of a batch have read different samples for them."""
+
+    def __init__(self) -> None:
+        super().__init__(
+            "Two processes hold the same rows of a batch and have read different samples for them: one can read what"
+            " the other cannot. Look whether all hosts see the same files, and run the same command again: it goes on"
+            " from what is done."
+        )
+
+
+def digest(ids: Integer[np.ndarray, "rows ids"] | None) -> int:
+    """Returns a number that says which samples stand in some rows, and fits an int32; 0 without any."""
+    return 0 if ids is None else zlib.crc32(np.ascontiguousarray(ids).tobytes()) >> 1
+
+
 class Concern(enum.IntEnum):
     """Why a run shall end early; the greatest that any process has is that of all."""
 
     NONE = 0
     ASKED_TO_STOP = 1
-    CANNOT_READ = 2
+    OTHER_SAMPLES = 2
+    CANNOT_READ = 3
 
 
 class Agreement:
@@ -76,26 +96,41 @@ class Agreement:
     it: whoever asks for its outcome waits for no more than the steps before.
     """
 
-    def __init__(self, mesh: jax.sharding.Mesh):
-        """Takes the devices of the run."""
+    def __init__(self, mesh: jax.sharding.Mesh, rows: int):
+        """Takes the devices of the run, and the rows of its batches."""
         self._alone = jax.process_count() == 1
-        self._place = parallel.sharding(mesh, (parallel.AXES,))
-        self._devices = mesh.size
-        self._most = jax.jit(lambda values: values.max(), out_shardings=parallel.sharding(mesh))
+        (batch,) = parallel.BATCH
+        self._shape = parallel.batch_devices(mesh), mesh.shape["tensor"], 2
+        self._place = parallel.sharding(mesh, (batch, "tensor", None))
+        self._each, self._mine = rows // self._shape[0], parallel.local_rows(mesh, rows)
+
+        def greatest(told: jax.Array) -> jax.Array:
+            concerns, digests = told[..., 0], told[..., 1]
+            differ = (digests.max(axis=1) != digests.min(axis=1)).any()
+            return jnp.maximum(concerns.max(), jnp.where(differ, Concern.OTHER_SAMPLES, Concern.NONE))
+
+        self._greatest = jax.jit(greatest, out_shardings=parallel.sharding(mesh))
 
     def at_once(self, concern: Concern) -> Concern:
         """Returns the concern if there is no other process to agree with."""
         return concern if self._alone else Concern.NONE
 
-    def ask(self, concern: Concern) -> Callable[[], Concern]:
+    def ask(self, concern: Concern, ids: Integer[np.ndarray, "mine ids"] | None) -> Callable[[], Concern]:
         """Tells all processes what this one is concerned about, and returns what gives the concern of all.
 
         Every process calls this in the same place.
+
+        Args:
+            concern: Of this process.
+            ids: Of the samples in its rows of the batch that comes next, which must be those of who holds the same.
         """
         if self._alone:
             return lambda: concern
+
+        def told(index: tuple[slice, ...]) -> np.ndarray:
+            first = int(np.searchsorted(self._mine, (index[0].start or 0) * self._each))
+            return np.array([[[concern, digest(None if ids is None else ids[first : first + self._each])]]], np.int32)
+
         make: Any = jax.make_array_from_callback
-        own = np.array([concern], np.int32)
-        values = make((self._devices,), self._place, lambda index: own)
-        outcome = self._most(values)
+        outcome = self._greatest(make(self._shape, self._place, told))
         return lambda: Concern(int(outcome))

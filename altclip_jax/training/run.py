@@ -77,7 +77,7 @@ def build(
     """
     description = describe(config, files)
     mesh = parallel.make_mesh(**config.mesh.model_dump())
-    mine = parallel.local_rows(mesh, config.batch_size)
+    mine, leads = parallel.local_rows(mesh, config.batch_size), parallel.leads(mesh, config.batch_size)
     trained = None if resumed else begin(config, folder, description, mesh)
     model = open_model(config, folder / "model")
     trained_shapes, locked_shapes = split(model.param_shapes(), config.model.train, config.model.frozen)
@@ -127,7 +127,9 @@ def build(
         abstract=built.state,
         first_state=first_state,
         step=step,
-        feed=lambda first: feed(parts.stream, config, folder, first_step=first, rows=mine, lookup=parts.lookup),
+        feed=lambda first: feed(
+            parts.stream, config, folder, first_step=first, rows=mine, lookup=parts.lookup, logs=leads
+        ),
         evaluate=parts.evaluate,
         schedule=make_schedule(config.optimizer, config.steps),
         flops=flops,

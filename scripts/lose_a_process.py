@@ -51,7 +51,7 @@ FAULTS: dict[str, tuple[int, str, str]] = {
         "MemoryError",
         """
 def evaluated(self, step, state):
-    passes.pad_rows = fail
+    passes.Passes._in_order = fail
     return plain(self, step, state)
 plain, loop._Loop._evaluated = loop._Loop._evaluated, evaluated
 """,

@@ -138,7 +138,7 @@ IN_THE_PASS = """
 def fail(*arguments):
     raise MemoryError
 def fail_from_now_on(self, step, state):
-    passes.pad_rows = fail
+    passes.Passes._in_order = fail
     return plain(self, step, state)
 plain = loop._Loop._evaluated
 if process == 0:

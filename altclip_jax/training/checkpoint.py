@@ -120,7 +120,8 @@ class CheckpointStore:
         if kind is None:
             with self._explained("written"):
                 self._manager.close()
-        elif self._manager.failure is None:  # or it would wait for the other processes, which wait for this one
+        # after a failure it would wait for the other processes, which wait for this one
+        elif self._manager.failure is None or jax.process_count() == 1:
             with contextlib.suppress(Exception):  # what led here matters more
                 self._manager.close()
 

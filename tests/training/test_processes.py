@@ -117,7 +117,7 @@ def test_what_one_process_cannot_read_stops_both_with_everything_saved(settings,
     assert saved == [entry["step"] for entry in log_of(config)][-1:]
 
 
-# A program of its own, with the timeouts of jax (100 s without a heartbeat, 300 s at the end), in place of the command.
+# A program of one's own in place of the command, with jax's timeouts: 100 s without a heartbeat, 300 s at the end.
 MEMBER = """
 import errno, json, sys
 import jax
@@ -164,11 +164,23 @@ plain = image_text.ImageTextRecords.read
 if process == 1:
     image_text.ImageTextRecords.read = read
 """
+STOPPED_IN_AN_EVALUATION = """
+import signal, threading
+def stop(pieces, ids):
+    if process == 1:
+        signal.raise_signal(signal.SIGTERM)
+    return plain(pieces, ids)
+plain, stages.joined = stages.joined, stop
+outcome = loop.train(config.RunConfig.from_values(json.loads(sys.argv[3])), quiet=True)
+assert outcome.step == 2 and outcome.stopped_by is not None
+assert not [thread for thread in threading.enumerate() if thread.name.startswith("altclip")]
+stages.joined = plain
+"""
 SENTENCE = r"Process {} of this run could not go on, and this one has ended with it\. It said: "
 
 
-def failing_alone(config, fault, environment, other=None):
-    """Returns exit code and last words of two processes, the second with a configuration of its own."""
+def in_two_processes(config, fault, environment, other=None):
+    """Returns exit codes and what was said of two processes; `other` is the configuration of the second."""
     with socket.create_server(("127.0.0.1", 0)) as server:
         address = f"127.0.0.1:{server.getsockname()[1]}"
     both = [
@@ -200,7 +212,7 @@ def evaluated(settings, workshop):
 
 
 def test_an_error_of_one_process_after_a_pass_ends_both_with_the_state_saved(evaluated, compiled):
-    codes, told = failing_alone(evaluated, AFTER_THE_PASS, compiled)
+    codes, told = in_two_processes(evaluated, AFTER_THE_PASS, compiled)
     assert codes == [1, 1], told
     assert re.search(SENTENCE.format(1) + "MemoryError", told[0])
     assert told[1].splitlines()[-1] == "MemoryError"
@@ -209,7 +221,7 @@ def test_an_error_of_one_process_after_a_pass_ends_both_with_the_state_saved(eva
 
 def test_an_error_of_one_process_in_a_pass_ends_both_with_the_last_checkpoint_as_it_was(evaluated, compiled):
     """Here in process 0, which has the coordinator; the other waits in an exchange that nothing interrupts."""
-    codes, told = failing_alone(evaluated, IN_THE_PASS, compiled)
+    codes, told = in_two_processes(evaluated, IN_THE_PASS, compiled)
     assert codes[0] == 1, told
     assert codes[1] in (1, 76), told
     assert "MemoryError" in told[0]
@@ -220,7 +232,7 @@ def test_an_error_of_one_process_in_a_pass_ends_both_with_the_last_checkpoint_as
 
 def test_a_checkpoint_that_one_process_cannot_write_ends_both(settings, compiled):
     config = settings(steps=200, checkpoints__every=4)
-    codes, told = failing_alone(config, IN_A_SAVE, compiled)
+    codes, told = in_two_processes(config, IN_A_SAVE, compiled)
     assert codes[1] == 1, told
     assert codes[0] in (1, 76), told
     assert re.search(SENTENCE.format(1) + "A checkpoint in .* could not be written .*No space left", told[0])
@@ -231,7 +243,7 @@ def test_a_checkpoint_that_one_process_cannot_write_ends_both(settings, compiled
 def test_data_that_one_process_does_not_find_end_both(settings, tmp_path, compiled):
     """Before the first exchange, in which the other waits for it."""
     lost = settings(data__train=[{"path": str(tmp_path / "lost.jsonl")}])
-    codes, told = failing_alone(settings(), "", compiled, lost)
+    codes, told = in_two_processes(settings(), "", compiled, lost)
     assert codes[1] == 1, told
     assert codes[0] in (1, 76), told
     assert re.search(SENTENCE.format(1) + r".*lost\.jsonl", told[0])
@@ -241,8 +253,21 @@ def test_data_that_one_process_does_not_find_end_both(settings, tmp_path, compil
 def test_processes_that_hold_the_same_rows_end_where_one_cannot_read_what_another_can(settings, compiled, stored):
     """Else each would compute its part of a layer for pictures of its own."""
     config = settings(mesh={"tensor": 4}, data__store_image_features=stored, batch_size=4, steps=40)
-    codes, told = failing_alone(config, UNREADABLE_HERE, compiled)
+    codes, told = in_two_processes(config, UNREADABLE_HERE, compiled)
     assert codes == [1, 1], told
     for words in told:
         assert re.search("Two processes hold the same rows of a batch and have read different samples for them", words)
     assert steps_kept(config)[-1:] == ([] if stored else [entry["step"] for entry in log_of(config)][-1:])
+
+
+def test_a_program_that_was_stopped_in_an_evaluation_trains_on_and_has_its_metrics(settings, workshop, compiled):
+    """Twice in one program: what watches the first run ends with it."""
+    kept = {"every": 2, "keep_last": 1, "keep_best": 2}
+    config = settings(data__evaluate=[{"path": str(workshop / "pictures.jsonl")}], checkpoints=kept, steps=4)
+    codes, told = in_two_processes(config, STOPPED_IN_AN_EVALUATION, compiled)
+    assert codes == [0, 0], told
+    evaluations = {entry["step"]: entry["evaluation"] for entry in log_of(config) if "evaluation" in entry}
+    assert list(evaluations) == steps_kept(config) == [2, 4]
+    for step, metrics in evaluations.items():
+        written = Path(config.folder) / f"checkpoints/{step}/metrics/metrics"
+        assert json.loads(written.read_text()) == metrics

@@ -159,17 +159,18 @@ class Passes:
             raise error
         if most == Concern.CANNOT_READ:
             raise OtherProcessError
-        some = bool(told[:, 0].any())
-        self._require_same(told[:, 4:], readers if some else ())
+        self._require_same(told[:, 4:])
         readers[0].bad.judge(*told[:, 2:4].sum(axis=0, dtype=np.int64).tolist())
         if most == Concern.ASKED_TO_STOP:
             raise Stopped
+        some = bool(told[:, 0].any())
+        if some:
+            for reader in readers:
+                reader.fill()
         return some
 
-    def _require_same(self, digests: Int[np.ndarray, "processes shares"], readers: Sequence[_Reader]) -> None:
-        """Raises OtherSamplesError where one process has read other samples than another for the same rows, or none."""
-        if not all(reader.arrays for reader in readers):
-            raise OtherSamplesError
+    def _require_same(self, digests: Int[np.ndarray, "processes shares"]) -> None:
+        """Raises OtherSamplesError where one process has read other samples than another for the same rows."""
         for number, share in enumerate(self._shares):
             found = {digests[process, self._held[process].index(number)] for process in share.holders}
             if len(found) > 1:
@@ -181,7 +182,7 @@ class _Reader:
 
     Attributes:
         batch: The latest, None at the end.
-        arrays: Its arrays with as many rows as the share; at the end, rows that do not count.
+        arrays: Its arrays with as many rows as the share, once they are filled.
         digest: Says which samples it has.
         bad: The bad samples of the share.
         leads: Whether no process before this one reads the same.
@@ -198,18 +199,30 @@ class _Reader:
 
     def fetch(self) -> None:
         """Reads the next batch."""
-        self.batch = shown = next(self._own, None)
-        if shown is None and not self.arrays:  # without samples of its own, any will do for rows that do not count
+        self.batch = next(self._own, None)
+        if self.batch is not None:
+            self._show(self.batch)
+        self.digest = digest(None if self.batch is None else self.batch.ids)
+
+    def fill(self) -> None:
+        """Says which rows count; where the share has never had a sample, all rows show one that does not.
+
+        Raises:
+            OtherSamplesError: there is none, while another process has some.
+        """
+        if not self.arrays:
             with contextlib.closing(self._any()) as others:
                 shown = next(others, None)
-        if shown is not None:
-            languages = [(language or "any").encode()[:_LANGUAGE_BYTES] for language in shown.languages]
-            named = np.array(languages, f"S{_LANGUAGE_BYTES}").view(np.uint8).reshape(-1, _LANGUAGE_BYTES)
-            arrays = {**shown.arrays, "language": named}
-            self.arrays = {name: pad_rows(rows[: self._rows], self._rows) for name, rows in arrays.items()}
-        if self.arrays:
-            self.arrays["counts"] = np.arange(self._rows) < (0 if self.batch is None else len(self.batch.names))
-        self.digest = digest(None if self.batch is None else self.batch.ids)
+            if shown is None:
+                raise OtherSamplesError
+            self._show(shown)
+        self.arrays["counts"] = np.arange(self._rows) < (0 if self.batch is None else len(self.batch.names))
+
+    def _show(self, batch: HostBatch) -> None:
+        languages = [(language or "any").encode()[:_LANGUAGE_BYTES] for language in batch.languages]
+        named = np.array(languages, f"S{_LANGUAGE_BYTES}").view(np.uint8).reshape(-1, _LANGUAGE_BYTES)
+        arrays = {**batch.arrays, "language": named}
+        self.arrays = {name: pad_rows(rows[: self._rows], self._rows) for name, rows in arrays.items()}
 
 
 def joined(pieces: Iterator[Piece], ids: str) -> Piece:

@@ -5,11 +5,12 @@ import json
 import numpy as np
 import pytest
 
-from altclip_jax import AltCLIPProcessor
+from altclip_jax import AltCLIPProcessor, parallel
 from altclip_jax.data.bad_samples import BadSamples
 from altclip_jax.data.loader import Loader
 from altclip_jax.training.features import Features, computed_once
 from altclip_jax.training.feeding import Lookup, image_text_stream, text_pair_stream
+from altclip_jax.training.passes import Passes
 
 ROWS, WIDTH = 10, 3
 OF = {"sources": ["a"]}
@@ -103,6 +104,19 @@ def test_what_is_there_does_not_change_under_a_computation(tmp_path):
                 np.testing.assert_array_equal(there, before)
 
     computed(tmp_path, Watching(bad=(2, 7)))
+
+
+def test_a_pass_tries_what_cannot_be_read_once(tmp_path):
+    begun = []
+
+    def walk(rows, **options):
+        begun.append(rows)
+        yield from ()
+
+    mesh = parallel.make_mesh(data=8)
+    passes = Passes(mesh, 16, threads=1, log=tmp_path / "bad.jsonl", max_bad_share=0.01)
+    assert list(passes.over(walk, passes.encoder(lambda params, batch: batch), {}, [], [])) == []
+    assert begun == [16]
 
 
 def test_a_row_that_a_pass_has_lost_is_found_by_the_next(tmp_path):

@@ -14,7 +14,7 @@ import numpy as np
 
 from altclip_jax.corpus.lines import CaptionLines
 from altclip_jax.data.fields import Roles, captions_of, image_text_roles
-from altclip_jax.data.files import expanded
+from altclip_jax.data.files import NamedFiles, expanded
 from altclip_jax.data.records import Records
 from altclip_jax.data.samples import Caption, ImageText, Picture, SampleError
 from altclip_jax.data.shards import IMAGE, Shards
@@ -145,7 +145,7 @@ class _PictureFiles:
 
     def __init__(self, paths: list[str]):
         self.faults: tuple[SampleError, ...] = ()
-        self._paths = paths
+        self._paths, self._files = paths, NamedFiles()
 
     def __len__(self) -> int:
         return len(self._paths)
@@ -162,7 +162,7 @@ class _PictureFiles:
             raise SampleError(str(path), f"its caption cannot be read ({error.strerror})") from None
         except UnicodeDecodeError as error:
             raise SampleError(str(path), f"its caption is not UTF-8 ({error.reason} at byte {error.start})") from None
-        return ImageText(str(path), captions, (Picture(str(path), path.read_bytes, path),))
+        return ImageText(str(path), captions, (Picture(str(path), partial(self._files.read, path), path),))
 
 
 class _ListItems:
@@ -170,6 +170,7 @@ class _ListItems:
 
     def __init__(self, path: Path, *, form: str, roles: Roles):
         self.faults: tuple[SampleError, ...] = ()
+        self._files = NamedFiles()
         try:
             self._records = Records([path], form, roles, required=("image",))
         except ValueError:
@@ -187,11 +188,12 @@ class _ListItems:
 
     def read(self, index: int) -> ImageText:
         name, fields = self._records.name(index), self._records.read(index)
-        folder, image = self._records.path(index).parent, fields.get("image")
+        listed, image = self._records.path(index), fields.get("image")
         images = image if isinstance(image, list) else [image] if image else []
         if not all(isinstance(image, str) and image for image in images):
             raise SampleError(name, "its image is no path, and no list of paths")
-        pictures = tuple(Picture(str(folder / image), (folder / image).read_bytes, folder / image) for image in images)
+        files = [listed.parent / image for image in images]
+        pictures = tuple(Picture(str(file), partial(self._files.read, file, listed), file) for file in files)
         return _item(name, fields, pictures)
 
 

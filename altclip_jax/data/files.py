@@ -13,7 +13,12 @@ from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+_BRING_BACK = "Bring it back, on its own disk, and go on."
 _BRACES = re.compile(r"\{(\d+)\.\.(\d+)\}|\{([^{}]*,[^{}]*)\}")
+
+
+class GoneError(OSError):
+    """What could be read before cannot be now: the disk has gone, and no sample is at fault."""
 
 
 class OpenFiles:
@@ -29,16 +34,19 @@ class OpenFiles:
         """Returns the bytes from `offset` on: `size` of them, or fewer where the file ends.
 
         Raises:
-            OSError: the file cannot be read.
+            GoneError: the file, of which somebody has found this place, cannot be read.
         """
-        with self._lock:
-            handle = self._handles.get(path)
-            if handle is None:
-                handle = self._handles[path] = _Handle(path)
-            self._handles.move_to_end(path)
-            while len(self._handles) > self._limit:
-                self._handles.popitem(last=False)  # it closes when the last thread that reads lets it go
-        return handle.read(offset, size)
+        try:
+            with self._lock:
+                handle = self._handles.get(path)
+                if handle is None:
+                    handle = self._handles[path] = _Handle(path)
+                self._handles.move_to_end(path)
+                while len(self._handles) > self._limit:
+                    self._handles.popitem(last=False)  # it closes when the last thread that reads lets it go
+            return handle.read(offset, size)
+        except OSError as error:
+            raise GoneError(f"{path} cannot be read any more ({error.strerror}). {_BRING_BACK}") from error
 
     def __getstate__(self) -> dict[str, Any]:
         return {"_limit": self._limit}
@@ -68,6 +76,37 @@ class _Handle:
             blocks.append(block)
             offset, size = offset + len(block), size - len(block)
         return b"".join(blocks)
+
+
+class NamedFiles:
+    """Reads files that others name, and tells one that is missing from a disk that is; shared between threads."""
+
+    def __init__(self) -> None:
+        self._last: Path | None = None  # that could be read
+
+    def read(self, path: Path, named_in: Path | None = None) -> bytes:
+        """Returns the bytes of a file.
+
+        Args:
+            path: Of the file.
+            named_in: The file that names it.
+
+        Raises:
+            GoneError: it cannot be read, and neither can what names it or what was read before it.
+            OSError: it cannot be read.
+        """
+        try:
+            data = path.read_bytes()
+        except OSError as error:
+            for witness in (named_in, self._last):
+                if witness is not None and not os.access(witness, os.R_OK):
+                    raise GoneError(
+                        f"{path} cannot be read ({error.strerror}), and {witness}, which was there before, is gone,"
+                        f" too. {_BRING_BACK}"
+                    ) from error
+            raise
+        self._last = path
+        return data
 
 
 def expanded(pattern: str | os.PathLike[str]) -> list[Path]:

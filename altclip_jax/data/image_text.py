@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from altclip_jax.data.fields import captions_of, image_text_roles, may_have
+from altclip_jax.data.files import NamedFiles
 from altclip_jax.data.records import Records
 from altclip_jax.data.samples import ImageText, Picture, SampleError
 
@@ -43,6 +44,7 @@ class ImageTextRecords:
         self.faults: tuple[SampleError, ...] = ()
         self.groups: tuple[int, ...] | None = None
         self._languages = None if languages is None else tuple(languages)
+        self._files = NamedFiles()
         self._records = Records(paths, form, roles, required=("image", "caption"))
         self._kept: np.ndarray | None = None  # the records that are samples; None: all
         self._first: np.ndarray | None = None  # their first picture among all; None: each has one
@@ -83,7 +85,8 @@ class ImageTextRecords:
         images = _images(fields)
         if not images or not all(isinstance(image, str) and image for image in images):
             raise SampleError(name, "it names no image: expected a path, or a list of paths")
-        pictures = tuple(Picture(image, (folder / image).read_bytes, folder / image) for image in images)
+        read = functools.partial(self._files.read, named_in=self._records.path(record))
+        pictures = tuple(Picture(image, functools.partial(read, folder / image), folder / image) for image in images)
         return ImageText(name, captions, pictures)
 
     def _survey(self) -> None:

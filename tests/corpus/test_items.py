@@ -7,6 +7,7 @@ import pytest
 
 from altclip_jax.corpus.items import open_corpus
 from altclip_jax.corpus.lines import CaptionLines
+from altclip_jax.data.files import GoneError
 from altclip_jax.data.samples import SampleError
 
 
@@ -103,3 +104,15 @@ def test_what_cannot_be_opened_is_named(tmp_path, name, error, words):
     (tmp_path / "a.zip").write_bytes(b"PK")
     with pytest.raises(error, match=words):
         open_corpus([str(tmp_path / name)])
+
+
+@pytest.mark.parametrize("given", ["pictures", "list.jsonl"])
+def test_items_whose_disk_has_gone_are_not_unreadable_ones(mixed, pictures, given):
+    """They would be noted as such in their parts, for good."""
+    (mixed / "list.jsonl").write_text("".join(f'{{"image": "pictures/{path.name}"}}\n' for path in pictures[:5]))
+    corpus = open_corpus([str(mixed / given)])
+    first, second = (corpus.read(index).pictures[0] for index in (0, 1))
+    first.read()
+    mixed.rename(mixed.parent / "gone")
+    with pytest.raises(GoneError, match=rf"{second.file} cannot be read .*, which was there before, is gone, too"):
+        second.read()

@@ -8,7 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
-from altclip_jax.data.files import OpenFiles
+from altclip_jax.data.files import GoneError, NamedFiles, OpenFiles
 
 
 @pytest.fixture
@@ -61,3 +61,30 @@ def test_an_interpreter_that_ends_with_open_files_says_nothing(files):
     )
     done = subprocess.run([sys.executable, "-c", program, files[0]], check=True, capture_output=True, text=True)
     assert (done.stdout, done.stderr) == ("", "")
+
+
+def test_a_file_that_is_gone_before_it_is_opened_again_is_no_bad_sample(files):
+    pool = OpenFiles(limit=1)
+    pool.read(files[0], 0, 1)
+    files[0].unlink()
+    assert pool.read(files[0], 0, 1) == b"\0"  # it is still open
+    pool.read(files[1], 0, 1)
+    with pytest.raises(
+        GoneError, match=rf"{files[0]} cannot be read any more \(No such file or directory\)\. Bring it"
+    ):
+        pool.read(files[0], 0, 1)
+
+
+def test_a_missing_file_is_told_from_a_missing_disk(files, tmp_path):
+    named, listed = NamedFiles(), files[0]
+    with pytest.raises(FileNotFoundError, match=r"absent\.png"):
+        named.read(tmp_path / "absent.png", listed)
+    assert named.read(files[1], listed) == bytes([1]) * 1000
+    with pytest.raises(FileNotFoundError, match=r"absent\.png"):
+        named.read(tmp_path / "absent.png", listed)
+    files[1].unlink()  # the list may lie elsewhere
+    with pytest.raises(GoneError, match=rf"absent\.png cannot be read \(.*\), and {files[1]}, which was there before"):
+        named.read(tmp_path / "absent.png", listed)
+    listed.unlink()
+    with pytest.raises(GoneError, match=rf"absent\.png cannot be read \(.*\), and {listed}, which was there before"):
+        named.read(tmp_path / "absent.png", listed)

@@ -11,6 +11,7 @@ import pytest
 
 from altclip_jax import AltCLIPModel
 from altclip_jax.cli import main
+from altclip_jax.data.files import GoneError
 from altclip_jax.training.config import RunConfig
 from altclip_jax.training.description import BEFORE, describe, files_of, read_description, told
 from altclip_jax.training.log import RunLog
@@ -18,7 +19,7 @@ from altclip_jax.training.loop import train
 from altclip_jax.weights.convert import flatten
 
 PAST = Path(__file__).parents[1] / "data" / "run_0_1_0" / "runs.tar.xz"
-NEW = ["steps=12", "data.prefetch=1"]  # so that what happens in a step is met soon after
+NEW = ["steps=12", "evaluation.every=6", "data.prefetch=1"]  # what happens in a step is met soon after
 
 
 @pytest.fixture
@@ -161,3 +162,20 @@ def test_a_run_that_moves_with_its_data_and_models_ends_bit_for_bit(past, undist
     moved = read(elsewhere, "pictures", *NEW, folder=elsewhere / "new")
     assert train(moved, quiet=True).step == 12
     assert outcome(moved) == undisturbed
+
+
+@pytest.mark.parametrize(("step", "saved"), [(1, range(2, 6)), (6, [6])], ids=["in a batch", "in an evaluation"])
+def test_a_run_whose_data_go_is_saved_and_ends_bit_for_bit_when_they_are_back(
+    past, undisturbed, monkeypatch, step, saved
+):
+    config, data = read(past, "pictures", *NEW, folder=past / "new"), past / "data"
+    with pytest.raises(GoneError, match=rf"{data}/photos/\w+\.jpg cannot be read \(.*\), and {data}/list\.jsonl"):
+        stopped_after(step, config, monkeypatch, lambda: data.rename(past / "gone"))
+    (last,) = (past / "new" / "checkpoints").iterdir()
+    assert int(last.name) in saved
+    assert not (past / "new" / "bad_samples.jsonl").exists()
+    with pytest.raises(FileNotFoundError, match=r"(?s)no file .*list\.jsonl.*no file .*shards/\*\.tar"):
+        train(config, quiet=True)
+    (past / "gone").rename(data)
+    assert train(config, quiet=True).step == 12
+    assert outcome(config) == undisturbed

@@ -12,7 +12,8 @@ from jax.typing import DTypeLike
 
 from altclip_jax.config import is_flagai
 from altclip_jax.files import hub
-from altclip_jax.files.json_file import read_json_object, write_bytes
+from altclip_jax.files.checkpoint_folder import ORBAX, read_whole
+from altclip_jax.files.json_file import read_json_object
 from altclip_jax.model.altclip import AltCLIPModel
 from altclip_jax.model.clip import CLIPModel, CLIPTextModel
 from altclip_jax.model.pretrained import PretrainedModel
@@ -24,7 +25,7 @@ from altclip_jax.weights.convert import Params, flatten, plan_reading, unflatten
 from altclip_jax.weights.quantization import QuantizationRule, quantized_shapes
 from altclip_jax.weights.quantized import dequantized, parts
 from altclip_jax.weights.quantized_files import read_description
-from altclip_jax.weights.readers import CheckpointError, open_checkpoint
+from altclip_jax.weights.readers import CheckpointError, open_checkpoint, weights_in
 from altclip_jax.weights.rules import is_part
 
 Part = Literal["full", "text", "vision"]
@@ -87,6 +88,10 @@ def describe(source: str | os.PathLike[str], **where: Any) -> Description:
         OSError: there is no such folder, file or repository.
     """
     folder = hub.fetch(source, pretrained.CONFIG, pretrained.WEIGHTS, **where)
+    return read_whole(folder, lambda: _described(str(source), folder))
+
+
+def _described(source: str, folder: Path) -> Description:
     family, part = kind_of(folder)
     model_class: Any = MODEL_CLASSES[family, part]
     model = model_class(model_class.config_class.from_json(folder))
@@ -97,16 +102,16 @@ def describe(source: str | os.PathLike[str], **where: Any) -> Description:
         counts[top] = counts.get(top, 0) + int(np.prod(leaf.shape))
     counts["total"] = sum(counts.values())
     files = _summaries(folder, shapes, model)
-    return Description(str(source), part, model.config.to_dict(), counts, files, read_description(folder))
+    return Description(source, part, model.config.to_dict(), counts, files, read_description(folder))
 
 
 def _summaries(folder: Path, shapes: Params, model: PretrainedModel) -> tuple[FileSummary, ...]:
-    orbax = folder / pretrained.ORBAX_FOLDER
-    if orbax.is_dir():
+    weights = weights_in(folder)
+    if weights.name == ORBAX:
         pretrained.stored_forms(folder, model, None)
-        size = sum(file.stat().st_size for file in orbax.rglob("*") if file.is_file())
-        return (FileSummary(orbax.name, size, len(flatten(shapes)), ()),)
-    with open_checkpoint(folder) as checkpoint:
+        size = sum(file.stat().st_size for file in weights.rglob("*") if file.is_file())
+        return (FileSummary(weights.name, size, len(flatten(shapes)), ()),)
+    with open_checkpoint(weights) as checkpoint:
         forms = pretrained.stored_forms(folder, model, checkpoint)
         table, prefix = model.rule_table, model.params_prefix
         expected = unflatten(quantized_shapes(flatten(shapes), forms, table, prefix))
@@ -168,23 +173,30 @@ def convert(
     found.fetch(pretrained.WEIGHTS, *_PROCESSOR_PARTS[part])
     stored = _shared_dtype(folder) if dtype is None else dtype
     model_class = MODEL_CLASSES[family, part]
-    model, params = model_class.from_pretrained(folder, param_dtype=stored, quantize=quantize)
+
+    def read() -> tuple[PretrainedModel, Params, dict[str, bytes]]:
+        names = [name for files in _PROCESSOR_PARTS[part] for name in files.names()]
+        processor = {name: (folder / name).read_bytes() for name in names if (folder / name).is_file()}
+        return *model_class.from_pretrained(folder, param_dtype=stored, quantize=quantize), processor
+
+    model, params, processor = read_whole(folder, read)
     params = dequantized(params) if dequantize else params
+
+    def verify(staged: Path) -> None:
+        _verify(model_class, staged, stored, params)
+
     if form == "orbax":
-        pretrained.save_orbax(model, target, params)
+        pretrained.save_orbax(model, target, params, processor=processor, check=verify)
     else:
-        model.save_pretrained(target, params, max_shard_bytes=max_shard_bytes)
-    for name in [name for files in _PROCESSOR_PARTS[part] for name in files.names()]:
-        if (folder / name).is_file():
-            write_bytes(target / name, (folder / name).read_bytes())
-    _verify(model_class, target, stored, params)
+        pretrained.save(model, target, params, max_shard_bytes=max_shard_bytes, processor=processor, check=verify)
     return describe(target)
 
 
 def _shared_dtype(folder: Path) -> DTypeLike:
-    if (folder / pretrained.ORBAX_FOLDER).is_dir():
+    weights = weights_in(folder)
+    if weights.name == ORBAX:
         return np.float32
-    with open_checkpoint(folder) as checkpoint:
+    with open_checkpoint(weights) as checkpoint:
         infos = checkpoint.infos
         floats = {info.dtype for name, info in infos.items() if info.dtype.kind in "fV" and not is_part(name)}
     return np.float32 if len(floats) != 1 or np.dtype(np.float64) in floats else floats.pop()

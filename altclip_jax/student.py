@@ -35,7 +35,7 @@ from altclip_jax.processing.processor import IMAGE_PROCESSOR, TOKENIZER, AltCLIP
 from altclip_jax.processing.tokenizer import load_tokenizer
 from altclip_jax.weights.convert import flatten, params_from_tensors, unflatten
 from altclip_jax.weights.families import CLIP, XLM_ROBERTA
-from altclip_jax.weights.pretrained import CONFIG, WEIGHTS
+from altclip_jax.weights.pretrained import CONFIG, WEIGHTS, save
 from altclip_jax.weights.quantized_files import refuse_quantized
 from altclip_jax.weights.readers import open_checkpoint
 from altclip_jax.weights.rules import RuleTable
@@ -125,8 +125,7 @@ def start(
     fresh = tuple(path for path in shapes if path not in from_text and path not in from_clip)
     initialised = flatten(model.init_params(jax.random.key(seed), frozenset(fresh).__contains__))
     params = {**from_text, **from_clip, **initialised}
-    model.save_pretrained(target, unflatten({path: params[path] for path in shapes}))
-    processor.save_pretrained(target)
+    save(model, target, unflatten({path: params[path] for path in shapes}), processor=processor.files())
     return Start(
         target=str(target),
         model_type=made.model_type,

@@ -1,5 +1,6 @@
 """Strict settings for every test, and several fake devices."""
 
+import contextlib
 import gzip
 import http.server
 import io
@@ -170,3 +171,40 @@ def local_hub(tmp_path, monkeypatch):
     yield hub
     forget()
     hub.close()
+
+
+class Killed(BaseException):
+    """What a killed process does not get to see: nothing is done to files any more."""
+
+
+@pytest.fixture
+def interfere(monkeypatch):
+    """Stops what this thread does to files at the n-th thing, and tells whether it came so far.
+
+    `error` fails that one alone; without it that one and all later ones do not happen, as after a kill.
+    """
+
+    @contextlib.contextmanager
+    def interfere(at, error=None):
+        thread, count = threading.get_ident(), 0
+        stopped = []
+
+        def counted(name, function):
+            def call(*arguments, **keywords):
+                nonlocal count
+                if threading.get_ident() == thread:
+                    count += 1
+                    if count == at or (count > at and error is None):
+                        stopped.append(name)
+                        raise error or Killed
+                return None if name == "fsync" else function(*arguments, **keywords)
+
+            return call
+
+        with monkeypatch.context() as patch, contextlib.suppress(Killed):
+            for name in ("open", "replace", "rename", "unlink", "remove", "rmdir", "mkdir", "fsync"):
+                patch.setattr(os, name, counted(name, getattr(os, name)))
+            patch.setattr(io, "open", counted("open", io.open))
+            yield stopped
+
+    return interfere

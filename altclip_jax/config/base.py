@@ -10,7 +10,9 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, ClassVar, Self
 
-from altclip_jax.files.json_file import read_json_object, write_json
+from altclip_jax.files.checkpoint_folder import CONFIG_FILE, read_whole
+from altclip_jax.files.json_file import json_bytes, read_json_object
+from altclip_jax.files.whole import replace_files
 
 ACTIVATIONS = ("gelu", "gelu_new", "relu", "silu", "quick_gelu", "selu")
 POSITION_EMBEDDING_TYPES = ("absolute", "relative_key", "relative_key_query")
@@ -114,8 +116,8 @@ class Config:
         """
         file = Path(path)
         if file.is_dir():
-            file = file / "config.json"
-        values = read_json_object(file)
+            file = file / CONFIG_FILE
+        values = read_whole(file.parent, lambda: read_json_object(file))
         try:
             return cls.from_dict(values)
         except (TypeError, ValueError) as error:
@@ -128,9 +130,8 @@ class Config:
 
     def save(self, folder: str | os.PathLike[str]) -> Path:
         """Writes `folder`/config.json, whole or not at all, and returns its path."""
-        target = Path(folder) / "config.json"
-        write_json(target, self.to_dict())
-        return target
+        replace_files(folder, {CONFIG_FILE: json_bytes(self.to_dict())}, [CONFIG_FILE])
+        return Path(folder) / CONFIG_FILE
 
     def replace(self, **changes: Any) -> Self:
         """Returns a copy with some fields changed, checked again."""

@@ -6,7 +6,6 @@ import hashlib
 import json
 import os
 import re
-import tempfile
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, Literal
@@ -161,12 +160,9 @@ def _origin(clip: AltCLIP, exported: jax.export.Exported, normalize: bool, pictu
 
 def _texts(clip: AltCLIP, files: _Files) -> dict[str, Any]:
     """Adds the processor's files, and returns how texts become ids."""
-    with tempfile.TemporaryDirectory() as temporary:
-        clip.processor.save_pretrained(temporary)
-        paths = sorted(Path(temporary).iterdir())
-        for path in paths:
-            files.add(path.name, [path.read_bytes()])
-        there = {path.name for path in paths}
+    there = clip.processor.files()
+    for name, data in sorted(there.items()):
+        files.add(name, [data])
     tokenizer, limit = clip.processor.tokenizer, clip.text_limit
     prefix, suffix = _around(tokenizer)
     return {

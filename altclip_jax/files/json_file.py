@@ -82,7 +82,12 @@ def read_json_object(path: Path) -> dict[str, Any]:
 
 def write_json(path: Path, values: Mapping[str, Any]) -> None:
     """Writes a JSON file; what stood there is replaced when the new one is safely on disk."""
-    write_bytes(path, (json.dumps(values, indent=2, sort_keys=True, ensure_ascii=False) + "\n").encode())
+    write_bytes(path, json_bytes(values))
+
+
+def json_bytes(values: Mapping[str, Any]) -> bytes:
+    """Returns the content of a JSON file."""
+    return (json.dumps(values, indent=2, sort_keys=True, ensure_ascii=False) + "\n").encode()
 
 
 def write_bytes(path: Path, data: bytes) -> None:

@@ -67,6 +67,33 @@ def hold_together(file: Path, when_alone: Callable[[], object]) -> Iterator[None
         yield
 
 
+@contextlib.contextmanager
+def hold_in_turn(file: Path) -> Iterator[bool]:
+    """Waits for the lock that one process, or one thread, can hold, and holds it; gives False where there are none.
+
+    Args:
+        file: What is locked. It is there only while somebody holds the lock or waits for it.
+    """
+    while True:
+        with _opened(file) as lock:
+            guarded = _acquire(lock, "LOCK_EX", wait=True)
+            if guarded and not _is_there(lock, file):
+                continue  # whoever held it has removed it meanwhile
+            try:
+                yield guarded
+            finally:
+                with contextlib.suppress(OSError):
+                    file.unlink()
+            return
+
+
+def _is_there(lock: IO[bytes], file: Path) -> bool:
+    try:
+        return os.path.samestat(os.fstat(lock.fileno()), file.stat())
+    except FileNotFoundError:
+        return False
+
+
 def _opened(file: Path) -> IO[bytes]:
     with refusals_explained(file):
         return file.open("ab")  # some file systems lock only what is open for writing

@@ -6,7 +6,7 @@ import os
 import re
 import secrets
 from collections.abc import Iterable, Iterator
-from pathlib import Path
+from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import Self
 
 _TEMPORARY = re.compile(r"\.(.+)\.[0-9a-f]{8}\.(?:tmp|old)", re.DOTALL)
@@ -16,6 +16,12 @@ def staged_name(name: str) -> str | None:
     """Return the name of which a file is the temporary one, such as a kill leaves it; None if it is none."""
     found = _TEMPORARY.fullmatch(name)
     return found[1] if found else None
+
+
+def is_plain_name(name: str) -> bool:
+    """Tell whether a name from a file that anyone may have written is that of something beside that file."""
+    parts = {PurePosixPath(name).name, PureWindowsPath(name).name}
+    return parts == {name} and name not in {"", ".."} and name.isprintable()
 
 
 class Staging:
@@ -45,17 +51,7 @@ class Staging:
             blocks: its content; each block is let go before the next is asked for.
         """
         temporary = self._staged[name] = self._folder / f".{name}.{self._token}.tmp"
-        target = self._folder / name
-        with refusals_explained(target):
-            # Not tempfile, whose files only their owner may read. Unbuffered, or closing would fail again.
-            file = temporary.open("xb", buffering=0)
-        with file:
-            for block in blocks:  # an OSError raised here comes from the block's source, not from this file
-                with refusals_explained(target):
-                    _write_all(file, block)
-                del block
-            with refusals_explained(target):
-                os.fsync(file.fileno())
+        write_new(temporary, blocks, self._folder / name)
 
     def install(self, stale: re.Pattern[str] | None = None) -> list[Path]:
         """Give the staged files their names, the one that was added last as the last.
@@ -75,12 +71,12 @@ class Staging:
                 set_aside = self._set_aside(targets, undo)
                 for temporary, target in zip(self._staged.values(), targets, strict=True):
                     if target == targets[-1]:
-                        _sync_folder(self._folder)
+                        sync_folder(self._folder)
                     elif not target.exists():
                         undo.callback(target.unlink, missing_ok=True)
                     temporary.replace(target)
                 undo.pop_all()
-            _sync_folder(self._folder)
+            sync_folder(self._folder)
             for old in set_aside:
                 old.unlink()
             if stale is not None:
@@ -108,7 +104,23 @@ def refusals_explained(path: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
+        if error.strerror is None:  # a sentence of ours
+            raise
         raise OSError(error.errno, f"{path} could not be written: {error.strerror}") from error
+
+
+def write_new(path: Path, blocks: Iterable[bytes | memoryview], target: Path) -> None:
+    """Write a file that is not there yet, safely on disk when this returns; `target` is its name in errors."""
+    with refusals_explained(target):
+        # Not tempfile, whose files only their owner may read. Unbuffered, or closing would fail again.
+        file = path.open("xb", buffering=0)
+    with file:
+        for block in blocks:  # an OSError raised here comes from the block's source, not from this file
+            with refusals_explained(target):
+                _write_all(file, block)
+            del block
+        with refusals_explained(target):
+            os.fsync(file.fileno())
 
 
 def _write_all(file: io.FileIO, block: bytes | memoryview) -> None:
@@ -117,7 +129,8 @@ def _write_all(file: io.FileIO, block: bytes | memoryview) -> None:
         rest = rest[file.write(rest) :]
 
 
-def _sync_folder(folder: Path) -> None:
+def sync_folder(folder: Path) -> None:
+    """Make what was done to the names in a folder safe on disk."""
     if os.name != "posix":
         return  # Windows cannot open a folder
     descriptor = os.open(folder, os.O_RDONLY)

@@ -13,6 +13,7 @@ from jaxtyping import Float32
 from altclip_jax.assets import default_checkpoint
 from altclip_jax.checkpoints import kind_of
 from altclip_jax.files import hub
+from altclip_jax.files.checkpoint_folder import read_whole
 from altclip_jax.inference import encoders
 from altclip_jax.inference.token_batches import TokenBatching
 from altclip_jax.model.altclip import AltCLIPModel
@@ -24,7 +25,7 @@ from altclip_jax.processing.lengths import positive
 from altclip_jax.processing.processor import IMAGE_PROCESSOR, TOKENIZER, AltCLIPProcessor
 from altclip_jax.weights.convert import Params, flatten
 from altclip_jax.weights.fingerprint import VERSION, Origin, fingerprint
-from altclip_jax.weights.pretrained import CONFIG, WEIGHTS
+from altclip_jax.weights.pretrained import CONFIG, WEIGHTS, save
 from altclip_jax.weights.quantization import QuantizationRule
 
 Progress = Callable[[int], None]
@@ -63,13 +64,39 @@ class AltCLIP:
         folder = hub.fetch(
             place, CONFIG, WEIGHTS, IMAGE_PROCESSOR, TOKENIZER, revision=revision, local_files_only=local_files_only
         )
-        kind = CLIPModel if kind_of(folder) == ("clip", "full") else AltCLIPModel
-        origin = Origin(folder, repr(quantize))
-        model, params = kind.from_pretrained(folder, dtype=dtype, param_dtype=param_dtype, quantize=quantize)
-        processor = AltCLIPProcessor.from_pretrained(folder)
+
+        def read() -> tuple[TwoTowerModel, Params, AltCLIPProcessor, Origin]:
+            kind = CLIPModel if kind_of(folder) == ("clip", "full") else AltCLIPModel
+            origin = Origin(folder, repr(quantize))
+            model, params = kind.from_pretrained(folder, dtype=dtype, param_dtype=param_dtype, quantize=quantize)
+            return model, params, AltCLIPProcessor.from_pretrained(folder), origin
+
+        model, params, processor, origin = read_whole(folder, read)
         clip = cls(model, params, processor, name="embedded default" if source is None else str(source))
         clip._origin = origin.told_of(params)
         return clip
+
+    def save_pretrained(
+        self,
+        folder: str | os.PathLike[str],
+        *,
+        dtype: DTypeLike | None = None,
+        max_shard_bytes: int = 5_000_000_000,
+    ) -> None:
+        """Writes model and processor in one step, as transformers reads them.
+
+        Args:
+            folder: Where to; made if absent. A checkpoint there is replaced whole: whoever loads it with this library
+                meanwhile, or after this was killed, gets the earlier one or this one.
+            dtype: Dtype in the file; None keeps that of each parameter.
+            max_shard_bytes: Above this, several files and an index are written.
+
+        Raises:
+            FileExistsError: the folder is that of a run, a store, an index or programs.
+            OSError: the file system refused.
+        """
+        processor = self.processor.files()
+        save(self.model, folder, self.params, dtype=dtype, max_shard_bytes=max_shard_bytes, processor=processor)
 
     def fingerprint(self, version: int = VERSION) -> str:
         """Returns what tells its parameters from all others: a hash of all their bytes, and how they are stored.

@@ -21,7 +21,9 @@ import numpy as np
 from jaxtyping import Shaped, UInt8
 from PIL import Image
 
-from altclip_jax.files.json_file import read_json_object, write_json
+from altclip_jax.files.checkpoint_folder import IMAGE_FILES, IMAGE_FILES_REPLACED, read_whole
+from altclip_jax.files.json_file import json_bytes, read_json_object
+from altclip_jax.files.whole import replace_files
 from altclip_jax.processing.image_files import (
     ImageError,
     array_layout,
@@ -38,7 +40,7 @@ __all__ = ["AltCLIPImageProcessor", "ImageError"]
 CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
 CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
 
-_FILE = "preprocessor_config.json"
+(_FILE,) = IMAGE_FILES
 # Keys that say which class reads the file; they are not settings.
 _SERVICE_KEYS = frozenset({"feature_extractor_type", "image_processor_type", "processor_class"})
 _SWITCHES = ("do_resize", "do_center_crop", "do_rescale", "do_normalize", "do_convert_rgb", "apply_exif_orientation")
@@ -289,7 +291,7 @@ class AltCLIPImageProcessor:
             ValueError: it is no JSON object, or its fields make no sense; the message names the file.
         """
         path = Path(folder) / _FILE
-        values = read_json_object(path)
+        values = read_whole(folder, lambda: read_json_object(path))
         try:
             return cls.from_dict(values, **overrides)
         except ValueError as error:
@@ -297,7 +299,11 @@ class AltCLIPImageProcessor:
 
     def save_pretrained(self, folder: str | os.PathLike[str]) -> None:
         """Writes `folder`/preprocessor_config.json, whole or not at all."""
-        write_json(Path(folder) / _FILE, self.to_dict())
+        replace_files(folder, self.files(), IMAGE_FILES_REPLACED)
+
+    def files(self) -> dict[str, bytes]:
+        """Returns the file that `save_pretrained` writes, by its name."""
+        return {_FILE: json_bytes(self.to_dict())}
 
     def _prepare_all(self, images: Any, input_data_format: str | None, threads: int | None) -> list[np.ndarray]:
         pictures = named_pictures(images)

@@ -11,19 +11,11 @@ from collections.abc import Mapping, Sequence
 from typing import Any, Self
 
 from altclip_jax.files import hub
+from altclip_jax.files.checkpoint_folder import IMAGE_FILES, PROCESSOR_FILES, TOKENIZER_FILES, read_whole
+from altclip_jax.files.whole import replace_files
 from altclip_jax.processing.image import AltCLIPImageProcessor
 from altclip_jax.processing.tokenizer import BaseTokenizer, load_tokenizer
 
-IMAGE_FILES = ("preprocessor_config.json",)
-TOKENIZER_FILES = (
-    "tokenizer.json",
-    "sentencepiece.bpe.model",
-    "vocab.json",
-    "merges.txt",
-    "tokenizer_config.json",
-    "special_tokens_map.json",
-    "added_tokens.json",
-)
 IMAGE_PROCESSOR = hub.Files("image processor", (IMAGE_FILES,))
 TOKENIZER = hub.Files("tokenizer", (TOKENIZER_FILES,))
 _TOKENIZER_ARGUMENTS = frozenset(inspect.signature(BaseTokenizer.__call__).parameters) - {
@@ -120,15 +112,26 @@ class AltCLIPProcessor:
         fields = set(AltCLIPImageProcessor.field_names())
         for_images = {name: value for name, value in overrides.items() if name in fields}
         for_text = {name: value for name, value in overrides.items() if name not in fields}
-        return cls(
-            image_processor=AltCLIPImageProcessor.from_pretrained(folder, **for_images),
-            tokenizer=load_tokenizer(folder, **for_text),
+
+        pictures, texts = read_whole(
+            folder,
+            lambda: (
+                AltCLIPImageProcessor.from_pretrained(folder, **for_images),
+                load_tokenizer(folder, **for_text),
+            ),
         )
+        return cls(image_processor=pictures, tokenizer=texts)
 
     def save_pretrained(self, folder: str | os.PathLike[str]) -> None:
-        """Writes the files of both parts, as transformers reads them."""
-        self.image_processor.save_pretrained(folder)
-        self.tokenizer.save_pretrained(folder)
+        """Writes the files of both parts, as transformers reads them, in the place of all that a processor has there.
+
+        Whoever loads it from there meanwhile, or after this was killed, gets the earlier one or this one, whole.
+        """
+        replace_files(folder, self.files(), PROCESSOR_FILES)
+
+    def files(self) -> dict[str, bytes]:
+        """Returns the files that `save_pretrained` writes, by name."""
+        return {**self.image_processor.files(), **self.tokenizer.files()}
 
     def decode(self, *args: Any, **kwargs: Any) -> str:
         """See `BaseTokenizer.decode`."""

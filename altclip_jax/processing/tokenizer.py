@@ -16,7 +16,9 @@ from typing import Any, ClassVar, Self
 
 import numpy as np
 
-from altclip_jax.files.json_file import parse_json, read_json_object, write_bytes, write_json
+from altclip_jax.files.checkpoint_folder import TOKENIZER_FILES, read_whole
+from altclip_jax.files.json_file import json_bytes, parse_json, read_json_object
+from altclip_jax.files.whole import replace_files
 from altclip_jax.processing.lengths import Padding, cut, padded, padded_length, positive, truncation_strategy
 from altclip_jax.processing.tokenizer_settings import (
     CLIP,
@@ -79,15 +81,16 @@ class BaseTokenizer:
         raise AttributeError(f"{type(self).__name__} has no attribute {name!r}")
 
     def save_pretrained(self, folder: str | os.PathLike[str]) -> None:
-        """Writes the vocabulary as it was read, and the settings, each file whole or not at all."""
-        for name, data in self._files.items():
-            write_bytes(Path(folder) / name, data)
+        """Writes the vocabulary as it was read, and the settings, in the place of all that a tokenizer has there."""
+        replace_files(folder, self.files(), TOKENIZER_FILES)
+
+    def files(self) -> dict[str, bytes]:
+        """Returns the files that `save_pretrained` writes, by name."""
         now = {name: getattr(self, name) for name in _ATTRIBUTES}
         settings = dataclasses.replace(
             self._settings, roles={role: getattr(self, role) for role in self._settings.roles}, **now
         )
-        for name, content in settings.files().items():
-            write_json(Path(folder) / name, content)
+        return {**self._files, **{name: json_bytes(content) for name, content in settings.files().items()}}
 
     def __call__(
         self,
@@ -313,7 +316,11 @@ class _FolderTokenizer(BaseTokenizer):
             ValueError: a file is damaged; the message names it.
             TypeError: an override that does not exist.
         """
-        folder, own = Path(folder), cls.family.own_files
+        return read_whole(folder, lambda: cls._read(Path(folder), use_fast, overrides))
+
+    @classmethod
+    def _read(cls, folder: Path, use_fast: bool | None, overrides: Mapping[str, Any]) -> Self:
+        own = cls.family.own_files
         if unknown := sorted(set(overrides) - set(OVERRIDES)):
             raise TypeError(
                 f"{cls.__name__} has no setting {', '.join(unknown)}; it has {', '.join(OVERRIDES)}, use_fast."
@@ -392,12 +399,16 @@ def load_tokenizer(folder: str | os.PathLike[str], **overrides: Any) -> AltCLIPT
     The tokenizer_class in tokenizer_config.json decides. Where there is none, CLIP's has the files or, in its
     tokenizer.json, the token `<|startoftext|>`.
     """
-    folder = Path(folder)
-    config = read_json_object(folder / CONFIG_FILE) if (folder / CONFIG_FILE).is_file() else {}
-    named = config.get("tokenizer_class")
-    if CLIP.claims(named) if named is not None else _looks_like_clip(folder):
-        return CLIPTokenizer.from_pretrained(folder, **overrides)
-    return AltCLIPTokenizer.from_pretrained(folder, **overrides)
+    path = Path(folder)
+
+    def read() -> AltCLIPTokenizer | CLIPTokenizer:
+        config = read_json_object(path / CONFIG_FILE) if (path / CONFIG_FILE).is_file() else {}
+        named = config.get("tokenizer_class")
+        if CLIP.claims(named) if named is not None else _looks_like_clip(path):
+            return CLIPTokenizer.from_pretrained(path, **overrides)
+        return AltCLIPTokenizer.from_pretrained(path, **overrides)
+
+    return read_whole(path, read)
 
 
 def _looks_like_clip(folder: Path) -> bool:

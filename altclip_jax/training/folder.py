@@ -18,10 +18,12 @@ from jax.sharding import Mesh
 
 from altclip_jax import checkpoints, parallel
 from altclip_jax.data.files import expanded
-from altclip_jax.files.json_file import read_json_object, write_json
+from altclip_jax.files.checkpoint_folder import CONFIG_FILE, PROCESSOR_FILES
+from altclip_jax.files.json_file import json_bytes, read_json_object, write_json
 from altclip_jax.files.lock import hold_alone
 from altclip_jax.files.ownership import claim, containing, keep_apart, says
 from altclip_jax.files.staging import refusals_explained
+from altclip_jax.files.whole import replace_files
 from altclip_jax.machine import default_device
 from altclip_jax.model.altclip import AltCLIPModel
 from altclip_jax.model.clip import CLIPModel
@@ -34,7 +36,7 @@ from altclip_jax.training.description import config_of, differences, read_descri
 from altclip_jax.training.partition import merge, split
 from altclip_jax.training.processes import barrier, find, is_first, whole
 from altclip_jax.weights.convert import Params
-from altclip_jax.weights.pretrained import CONFIG, WEIGHTS
+from altclip_jax.weights.pretrained import CONFIG, WEIGHTS, save
 from altclip_jax.weights.quantized_files import refuse_quantized
 
 _FAMILIES: dict[str, type[TwoTowerModel]] = {"altclip": AltCLIPModel, "clip": CLIPModel}
@@ -107,8 +109,8 @@ def begin(config: RunConfig, folder: Path, description: Mapping[str, Any], mesh:
     trained, locked = split(params, config.model.train, config.model.frozen)
     if is_first():
         _forget_others(description, folder)
-        processor.save_pretrained(folder / "model")
-        model.config.save(folder / "model")
+        described = {CONFIG_FILE: json_bytes(model.config.to_dict()), **processor.files()}
+        replace_files(folder / "model", described, (CONFIG_FILE, *PROCESSOR_FILES))
     for part in locked:
         save_tree(folder / "locked" / part, {part: locked[part]})
     if is_first():
@@ -224,8 +226,8 @@ def export(
         params = store.params(found, abstract, average=average and config.optimizer.ema_decay is not None)
     params = whole(merge(params, load_locked(folder, locked_shapes, locked_shapes, mesh)))
     if is_first():
-        model.save_pretrained(target, params)
-        AltCLIPProcessor.from_pretrained(folder / "model").save_pretrained(target)
+        processor = AltCLIPProcessor.from_pretrained(folder / "model")
+        save(model, target, params, processor=processor.files())
     barrier("the model is exported")
     return found
 

@@ -25,10 +25,10 @@ import jax.numpy as jnp
 import numpy as np
 
 import altclip_jax
+from altclip_jax.files.checkpoint_folder import ORBAX
 from altclip_jax.files.json_file import read_json_object, write_json
 from altclip_jax.files.user_cache import user_cache
 from altclip_jax.weights.convert import Params, flatten
-from altclip_jax.weights.pretrained import ORBAX_FOLDER
 from altclip_jax.weights.quantized import QuantizedArray, parts
 
 VERSION = 2
@@ -128,7 +128,7 @@ class Origin:
 def _state_of(folder: Path) -> list[tuple[str, int, int, int, int]]:
     """Returns name, inode, bytes and times of the files that decide what is read from a folder."""
     names = [path for path in folder.iterdir() if path.suffix in (".safetensors", ".bin", ".json")]
-    states = {path: path.stat() for path in [*names, *(folder / ORBAX_FOLDER).rglob("*")] if path.is_file()}
+    states = {path: path.stat() for path in [*names, *(folder / ORBAX).rglob("*")] if path.is_file()}
     return sorted(
         (str(path.relative_to(folder)), state.st_ino, state.st_size, state.st_mtime_ns, state.st_ctime_ns)
         for path, state in states.items()

@@ -13,7 +13,17 @@ import numpy as np
 from jax.typing import DTypeLike
 
 from altclip_jax.files import hub
+from altclip_jax.files.checkpoint_folder import (
+    CONFIG_FILE,
+    ORBAX,
+    PROCESSOR_FILES,
+    WEIGHT_FILES,
+    model_files,
+    read_whole,
+)
+from altclip_jax.files.json_file import json_bytes
 from altclip_jax.files.ownership import refuse_ours
+from altclip_jax.files.whole import Change
 from altclip_jax.machine import default_device
 from altclip_jax.weights.convert import (
     Params,
@@ -36,12 +46,11 @@ from altclip_jax.weights.quantized_files import (
     forms_in_tree,
     read_description,
 )
-from altclip_jax.weights.readers import WEIGHT_FILES, Checkpoint, open_checkpoint
+from altclip_jax.weights.readers import Checkpoint, open_checkpoint, weights_in
 from altclip_jax.weights.rules import is_part
-from altclip_jax.weights.writers import save_sharded
+from altclip_jax.weights.writers import add_weights
 
-ORBAX_FOLDER = "orbax_params"
-CONFIG = hub.Files("config.json", (("config.json",),))
+CONFIG = hub.Files(CONFIG_FILE, ((CONFIG_FILE,),))
 _SHARDS = {
     "model.safetensors.index.json": "model-*.safetensors",
     "pytorch_model.bin.index.json": "pytorch_model-*.bin",
@@ -70,6 +79,18 @@ def load(
     folder = hub.fetch(
         source, CONFIG, WEIGHTS, revision=revision, local_files_only=local_files_only, cache_dir=cache_dir
     )
+    return read_whole(folder, lambda: _load(model_class, folder, stored, compute, quantize, place, fields))
+
+
+def _load(
+    model_class: Any,
+    folder: Path,
+    stored: Any,
+    compute: Any,
+    quantize: str | Sequence[QuantizationRule] | None,
+    place: Callable[[Params], Params] | None,
+    fields: Mapping[str, Any],
+) -> tuple[Any, Params]:
     config = model_class.config_class.from_json(folder)
     model = model_class(config, dtype=compute, param_dtype=stored, **fields)
     shapes = flatten(model.param_shapes())
@@ -79,12 +100,13 @@ def load(
     def placed(forms: Mapping[str, Form]) -> Params | None:
         return None if place is None else place(_with_forms(model, shapes, forms))
 
-    if (folder / ORBAX_FOLDER).is_dir():
+    weights = weights_in(folder)
+    if weights.name == ORBAX:
         has = stored_forms(folder, model, None)
         expected = _with_forms(model, shapes, has)
-        params = load_orbax(folder / ORBAX_FOLDER, expected, placed(has), dtype=stored)
+        params = load_orbax(weights, expected, placed(has), dtype=stored)
     else:
-        with open_checkpoint(folder) as checkpoint:
+        with open_checkpoint(weights) as checkpoint:
             has = stored_forms(folder, model, checkpoint)
             params = params_from_tensors(
                 checkpoint.infos,
@@ -114,7 +136,7 @@ def _forms_to_make(
             " start from the float checkpoint."
         )
     forms = plan_forms(shapes, quantize, prefix)
-    if (folder / ORBAX_FOLDER).is_dir():
+    if weights_in(folder).name == ORBAX:
         raise ValueError(
             f"{folder} is an orbax checkpoint, which is not quantised while it is read: make safetensors of it with"
             " `altclip convert` and quantise these."
@@ -135,8 +157,8 @@ def stored_forms(folder: Path, model: Any, checkpoint: Checkpoint | None) -> dic
     """
     described, shapes = read_description(folder), flatten(model.param_shapes())
     if checkpoint is None:
-        tree = flatten(orbax_shapes(folder / ORBAX_FOLDER))
-        check_description(described, {path: leaf.dtype for path, leaf in tree.items()}, str(folder / ORBAX_FOLDER))
+        tree = flatten(orbax_shapes(folder / ORBAX))
+        check_description(described, {path: leaf.dtype for path, leaf in tree.items()}, str(folder / ORBAX))
         return forms_in_tree(tree, shapes)
     infos = checkpoint.infos
     dtypes = {name: info.dtype for name, info in infos.items()}
@@ -159,39 +181,63 @@ def save(
     *,
     dtype: DTypeLike | None = None,
     max_shard_bytes: int = 5_000_000_000,
+    processor: Mapping[str, bytes] | None = None,
+    check: Callable[[Path], object] = lambda staged: None,
 ) -> None:
-    """Writes weights and config.json as transformers does; see `PretrainedModel.save_pretrained`."""
+    """Writes weights and config.json as transformers does; see `PretrainedModel.save_pretrained`.
+
+    Args:
+        model: Whose parameters they are.
+        folder: Where to.
+        params: A tree of the model's.
+        dtype: Of the floats in the file; None: as they are.
+        max_shard_bytes: Of a file.
+        processor: The files of a processor that take the place of the folder's in the same step; None: they stay.
+        check: Called with a folder that holds all that is new; what it raises leaves everything as it was.
+    """
     refuse_ours(Path(folder), "a model")
     sources = tensor_sources(
         params, model.param_shapes(), table=model.rule_table, prefix=model.params_prefix, dtype=dtype
     )
     described = description_of(flatten(params).values())
     how = {} if described is None else {"metadata": METADATA}
-    save_sharded(folder, sources, max_shard_bytes=max_shard_bytes, **how)
     floats = [source.dtype for source in sources if not is_part(source.name)]
-    write_config(model, folder, max(floats, key=lambda item: item.itemsize), described)
+    widest = max(floats, key=lambda item: item.itemsize)
+    with Change(folder) as change:
+        add_weights(change, sources, max_shard_bytes=max_shard_bytes, **how)
+        _install(change, _config_of(model, widest, described), processor, check)
 
 
-def save_orbax(model: Any, folder: str | os.PathLike[str], params: Params, *, dtype: DTypeLike | None = None) -> None:
-    """Writes the parameter tree as an orbax checkpoint in `folder`/orbax_params, and config.json beside it.
-
-    Raises:
-        FileExistsError: the folder holds such a checkpoint already, which orbax does not replace atomically; or it is
-            that of a run, a store, an index or programs.
-    """
+def save_orbax(
+    model: Any,
+    folder: str | os.PathLike[str],
+    params: Params,
+    *,
+    dtype: DTypeLike | None = None,
+    processor: Mapping[str, bytes] | None = None,
+    check: Callable[[Path], object] = lambda staged: None,
+) -> None:
+    """Writes the parameter tree as orbax does, in `folder`/orbax_params, and config.json beside it; see `save`."""
     import orbax.checkpoint as ocp
 
     refuse_ours(Path(folder), "a model")
     check_params(params, model.param_shapes())
     if dtype is not None:
         params = with_dtype(params, dtype)
-    target = Path(folder).absolute() / ORBAX_FOLDER
-    if target.exists():
-        raise FileExistsError(f"{target} exists already: remove it or choose another folder.")
-    with ocp.StandardCheckpointer() as checkpointer:
-        checkpointer.save(target, parts(params))
     leaves = list(flatten(params).values())
-    write_config(model, folder, np.dtype(leaves[0].dtype), description_of(leaves))
+    with Change(folder) as change:
+        with ocp.StandardCheckpointer() as checkpointer:
+            checkpointer.save(change.staged.absolute() / ORBAX, parts(params))
+        _install(change, _config_of(model, np.dtype(leaves[0].dtype), description_of(leaves)), processor, check)
+
+
+def _install(
+    change: Change, config: bytes, processor: Mapping[str, bytes] | None, check: Callable[[Path], object]
+) -> None:
+    for name, data in {CONFIG_FILE: config, **(processor or {})}.items():
+        change.add(name, [data])
+    check(change.staged)
+    change.install(model_files(change.folder) + (() if processor is None else PROCESSOR_FILES))
 
 
 def orbax_shapes(folder: Path) -> Any:
@@ -250,12 +296,10 @@ def _float_dtype(name: str, value: DTypeLike | None) -> Any:
     return dtype
 
 
-def write_config(
-    model: Any, folder: str | os.PathLike[str], stored: np.dtype[Any], quantized: Mapping[str, Any] | None = None
-) -> None:
-    """Writes config.json with what this save decided: the architecture, and the dtype or few bits of the weights."""
+def _config_of(model: Any, stored: np.dtype[Any], quantized: Mapping[str, Any] | None) -> bytes:
+    """Returns a config.json with what a save decides: the architecture, and the dtype or few bits of the weights."""
     extra = {key: value for key, value in model.config.extra.items() if key not in ("torch_dtype", KEY)}
     extra |= {"architectures": [type(model).__name__], "dtype": stored.name}
     if quantized is not None:
         extra[KEY] = dict(quantized)
-    model.config.replace(extra=extra).save(folder)
+    return json_bytes(model.config.replace(extra=extra).to_dict())

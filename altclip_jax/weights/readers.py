@@ -12,21 +12,15 @@ from typing import Any, Self
 
 from numpy.typing import NDArray
 
+from altclip_jax.files.checkpoint_folder import ORBAX, WEIGHT_FILES
 from altclip_jax.weights.file_kind import open_regular
 from altclip_jax.weights.safetensors_file import read_safetensors
 from altclip_jax.weights.shard_index import INDEX_SUFFIX, placement_faults, read_index
 from altclip_jax.weights.stored import CheckpointError, StoredFile, StoredTensor, TensorInfo
 from altclip_jax.weights.torch_file import read_torch
 
-__all__ = ["Checkpoint", "CheckpointError", "TensorInfo", "open_checkpoint"]
+__all__ = ["Checkpoint", "CheckpointError", "TensorInfo", "open_checkpoint", "weights_in"]
 
-# In the order in which they are looked for.
-WEIGHT_FILES = (
-    "model.safetensors",
-    "model.safetensors.index.json",
-    "pytorch_model.bin",
-    "pytorch_model.bin.index.json",
-)
 _TORCH_SUFFIXES = (".bin", ".pt", ".pth")
 _SUFFIXES = (".safetensors", *_TORCH_SUFFIXES, INDEX_SUFFIX)
 _FOREIGN = {
@@ -42,8 +36,7 @@ def open_checkpoint(path: str | os.PathLike[str]) -> Checkpoint:
     """Open the weights in a folder, or one file of weights; no tensor data is read yet.
 
     Args:
-        path: a folder that holds one of `WEIGHT_FILES` (the first that exists is taken), or a file
-            *.safetensors, *.bin, *.pt, *.pth or *.index.json.
+        path: a folder, whose weights `weights_in` finds, or a file *.safetensors, *.bin, *.pt, *.pth or *.index.json.
 
     Raises:
         CheckpointError: what is there is damaged, of another kind or at odds with itself.
@@ -51,10 +44,9 @@ def open_checkpoint(path: str | os.PathLike[str]) -> Checkpoint:
     """
     path = Path(path)
     if path.is_dir():
-        found = [path / name for name in WEIGHT_FILES if os.path.lexists(path / name)]
-        if not found:
-            raise FileNotFoundError(_nothing_found(path))
-        path = found[0]
+        path = weights_in(path)
+        if path.name == ORBAX:
+            raise CheckpointError(f"{path} is of orbax: make safetensors of {path.parent} with `altclip convert`")
     elif not os.path.lexists(path):
         raise FileNotFoundError(f"{path} does not exist; a folder or a file of weights was expected")
     if not path.name.endswith(_SUFFIXES):
@@ -62,6 +54,25 @@ def open_checkpoint(path: str | os.PathLike[str]) -> Checkpoint:
     if path.name.endswith(INDEX_SUFFIX):
         return _open_shards(path)
     return Checkpoint([_Part(path)])
+
+
+def weights_in(folder: Path) -> Path:
+    """Return the weights that are read in a folder: of `WEIGHT_FILES` the first that exists, or `orbax_params`.
+
+    Raises:
+        CheckpointError: there are both, so that nobody knows which are meant.
+        FileNotFoundError: there are none; the message says what is there instead.
+    """
+    found = [folder / name for name in WEIGHT_FILES if os.path.lexists(folder / name)]
+    if (folder / ORBAX).is_dir():
+        if found:
+            raise CheckpointError(
+                f"{folder} holds {ORBAX} and {found[0].name}, which were not saved together: move one of them away"
+            )
+        return folder / ORBAX
+    if not found:
+        raise FileNotFoundError(_nothing_found(folder))
+    return found[0]
 
 
 class Checkpoint:

@@ -1,8 +1,9 @@
 """The index of a checkpoint that is cut into shards: which tensor is in which file."""
 
 from collections.abc import Collection, Mapping
-from pathlib import Path, PurePosixPath, PureWindowsPath
+from pathlib import Path
 
+from altclip_jax.files.staging import is_plain_name
 from altclip_jax.weights.file_kind import open_regular
 from altclip_jax.weights.stored import MAX_CATALOGUE_BYTES, CheckpointError
 from altclip_jax.weights.strict_json import load_object
@@ -33,7 +34,7 @@ def read_index(path: Path) -> dict[str, str]:
     for name, shard in weight_map.items():
         if not isinstance(shard, str):
             faults.append(f"{name!r} should be in a file, found a {type(shard).__name__} instead of its name")
-        elif not _is_plain_name(shard) or not shard.endswith(suffix):
+        elif not is_plain_name(shard) or not shard.endswith(suffix):
             faults.append(f"{name!r} should be in a file *{suffix} beside the index, found {shard!r}")
     if faults:
         raise CheckpointError(str(path), faults)
@@ -66,8 +67,3 @@ def placement_faults(weight_map: Mapping[str, str], shards: Mapping[str, Collect
         if name not in weight_map
     ]
     return faults
-
-
-def _is_plain_name(name: str) -> bool:
-    parts = {PurePosixPath(name).name, PureWindowsPath(name).name}
-    return parts == {name} and name not in {"", ".."} and name.isprintable()

@@ -3,7 +3,6 @@
 import json
 import math
 import os
-import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
@@ -12,7 +11,8 @@ from typing import Any, Final, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from altclip_jax.files.staging import Staging, refusals_explained
+from altclip_jax.files.staging import Staging
+from altclip_jax.files.whole import Change
 from altclip_jax.weights.safetensors_file import DTYPES
 from altclip_jax.weights.stored import CheckpointError
 
@@ -20,9 +20,6 @@ from altclip_jax.weights.stored import CheckpointError
 _FORMAT: Final[Mapping[str, str]] = MappingProxyType({"format": "pt"})
 _SINGLE: Final = "model.safetensors"
 _INDEX: Final = "model.safetensors.index.json"
-_OF_EARLIER_SAVES: Final = re.compile(
-    r"model(-\d{5}-of-\d{5})?\.safetensors(\.index\.json)?|\.model.*\.safetensors.*\.[0-9a-f]{8}\.(tmp|old)"
-)
 _CODES: Final = {dtype: code for code, dtype in DTYPES.items()}
 
 
@@ -62,50 +59,37 @@ def write_safetensors(
         staging.install()
 
 
-def save_sharded(
-    folder: str | os.PathLike[str],
+def add_weights(
+    change: Change,
     tensors: Iterable[TensorSource],
     max_shard_bytes: int = 5_000_000_000,
     metadata: Mapping[str, str] = _FORMAT,
-) -> list[Path]:
-    """Write model.safetensors, or shards and an index where tensors take more than `max_shard_bytes`.
+) -> None:
+    """Add model.safetensors, or shards and an index where tensors take more than `max_shard_bytes`.
 
-    Names and index are those of transformers. All files are written under temporary names before the first
-    takes its place, the index comes last, then weights of an earlier save are removed. Whatever raises, the
-    earlier checkpoint stays. A process that is killed just while it puts shards in the place of shards with
-    the same names leaves no index, never an index over a mixture.
+    Names and index are those of transformers.
 
     Args:
-        folder: made where it does not exist.
+        change: of the folder.
         tensors: in the order in which they fill the shards.
         max_shard_bytes: of tensor data in a file; a larger tensor gets a shard of its own.
         metadata: text for the header of each file.
 
-    Returns:
-        The files of the new checkpoint.
-
     Raises:
         CheckpointError, OSError: as `write_safetensors` does.
     """
-    if max_shard_bytes <= 0:
-        raise ValueError(f"max_shard_bytes must be positive, got {max_shard_bytes}")
-    folder = Path(folder)
     shards = _cut(_checked(tensors), max_shard_bytes)
-    with refusals_explained(folder):
-        folder.mkdir(parents=True, exist_ok=True)
-    with Staging(folder) as staging:
-        if len(shards) == 1:
-            staging.add(_SINGLE, safetensors_blocks(shards[0], metadata))
-        else:
-            weight_map: dict[str, str] = {}
-            for number, shard in enumerate(shards, start=1):
-                shard_name = f"model-{number:05d}-of-{len(shards):05d}.safetensors"
-                staging.add(shard_name, safetensors_blocks(shard, metadata))
-                weight_map |= dict.fromkeys((tensor.name for tensor in shard), shard_name)
-            total = sum(tensor.nbytes for shard in shards for tensor in shard)
-            index = {"metadata": {"total_size": total}, "weight_map": dict(sorted(weight_map.items()))}
-            staging.add(_INDEX, [json.dumps(index, indent=2, ensure_ascii=False).encode() + b"\n"])
-        return staging.install(stale=_OF_EARLIER_SAVES)
+    if len(shards) == 1:
+        change.add(_SINGLE, safetensors_blocks(shards[0], metadata))
+        return
+    weight_map: dict[str, str] = {}
+    for number, shard in enumerate(shards, start=1):
+        shard_name = f"model-{number:05d}-of-{len(shards):05d}.safetensors"
+        change.add(shard_name, safetensors_blocks(shard, metadata))
+        weight_map |= dict.fromkeys((tensor.name for tensor in shard), shard_name)
+    total = sum(tensor.nbytes for shard in shards for tensor in shard)
+    index = {"metadata": {"total_size": total}, "weight_map": dict(sorted(weight_map.items()))}
+    change.add(_INDEX, [json.dumps(index, indent=2, ensure_ascii=False).encode() + b"\n"])
 
 
 def _checked(tensors: Iterable[TensorSource]) -> list[TensorSource]:
@@ -124,6 +108,8 @@ def _checked(tensors: Iterable[TensorSource]) -> list[TensorSource]:
 
 
 def _cut(tensors: Sequence[TensorSource], max_bytes: int) -> list[list[TensorSource]]:
+    if max_bytes <= 0:
+        raise ValueError(f"max_shard_bytes must be positive, got {max_bytes}")
     shards: list[list[TensorSource]] = [[]]
     size = 0
     for tensor in tensors:

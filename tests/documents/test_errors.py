@@ -105,6 +105,13 @@ def folder(tmp_path_factory):
         for line in BEFORE.strip().splitlines():
             assert said("altclip " + line, {}) is None, line
         (folder / "unfinished" / "part-00000.json").unlink()
+    shutil.copytree(folder / "as_orbax", folder / "both")
+    shutil.copy(folder / "model" / weights, folder / "both")
+    shutil.copytree(folder / "model", folder / "restored")
+    for name in ("new", "old"):
+        (folder / "restored" / ".altclip_jax.save" / name).mkdir(parents=True)
+    shutil.copy(folder / "model" / "config.json", folder / "restored" / ".altclip_jax.save" / "old")
+    (folder / "restored" / ".altclip_jax.save" / "journal.json").write_text('{"old": ["config.json"], "new": []}')
     return folder
 
 

@@ -10,8 +10,9 @@ import safetensors.torch
 import torch
 from transformers import AltCLIPConfig, AltCLIPModel
 
+from altclip_jax.files.whole import Change
 from altclip_jax.weights.readers import CheckpointError, open_checkpoint
-from altclip_jax.weights.writers import TensorSource, save_sharded
+from altclip_jax.weights.writers import TensorSource, add_weights, write_safetensors
 
 CHECKPOINT_FILES = Path(__file__).parents[1] / "data" / "checkpoint_files"
 DTYPES = [
@@ -169,7 +170,10 @@ def test_checkpoints_by_transformers_are_read_bit_for_bit(safe, max_shard_size, 
 def test_transformers_reads_what_is_written(max_shard_bytes, tmp_path, tiny_model):
     arrays = {name: tensor.numpy() for name, tensor in tiny_model.state_dict().items()}
     sources = [TensorSource(n, a.shape, a.dtype, lambda a=a: a) for n, a in arrays.items()]
-    files = save_sharded(tmp_path, sources, max_shard_bytes)
+    with Change(tmp_path) as change:
+        add_weights(change, sources, max_shard_bytes)
+        change.install(())
+    files = sorted(tmp_path.iterdir())
     assert len(files) > 3 or max_shard_bytes > 4000
     tiny_model.config.save_pretrained(tmp_path)
     model, report = AltCLIPModel.from_pretrained(tmp_path, output_loading_info=True)
@@ -181,6 +185,7 @@ def test_transformers_reads_what_is_written(max_shard_bytes, tmp_path, tiny_mode
 def test_safetensors_and_torch_read_what_is_written(tmp_path):
     with open_checkpoint(CHECKPOINT_FILES / "state.bin") as checkpoint:
         arrays = {name: checkpoint.read(name) for name in checkpoint.infos}
-    save_sharded(tmp_path, [TensorSource(n, a.shape, a.dtype, lambda a=a: a) for n, a in arrays.items()])
+    sources = [TensorSource(n, a.shape, a.dtype, lambda a=a: a) for n, a in arrays.items()]
+    write_safetensors(tmp_path / "model.safetensors", sources)
     found = safetensors.torch.load_file(tmp_path / "model.safetensors")
     assert {name: raw(tensor) for name, tensor in found.items()} == read_raw(CHECKPOINT_FILES / "state.bin")

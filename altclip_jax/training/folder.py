@@ -36,6 +36,7 @@ from altclip_jax.training.description import config_of, differences, read_descri
 from altclip_jax.training.partition import merge, split
 from altclip_jax.training.processes import barrier, find, is_first, whole
 from altclip_jax.weights.convert import Params
+from altclip_jax.weights.fingerprint import VERSION, fingerprint, version_of
 from altclip_jax.weights.pretrained import CONFIG, WEIGHTS, save
 from altclip_jax.weights.quantized_files import refuse_quantized
 
@@ -43,7 +44,7 @@ _FAMILIES: dict[str, type[TwoTowerModel]] = {"altclip": AltCLIPModel, "clip": CL
 # What a run writes into its folder, and replaces; the rest of it is left alone.
 _WRITTEN = (
     *("config.json", "metrics.jsonl", "bad_samples.jsonl", "model", "locked", "features", "checkpoints", "export"),
-    *("profile", "tensorboard"),
+    *("profile", "tensorboard", "teacher.json"),
 )
 _REMAT: dict[str, Any] = {"none": False, "full": True, "dots": "dots"}
 
@@ -109,6 +110,7 @@ def begin(config: RunConfig, folder: Path, description: Mapping[str, Any], mesh:
     trained, locked = split(params, config.model.train, config.model.frozen)
     if is_first():
         _forget_others(description, folder)
+        (folder / "teacher.json").unlink(missing_ok=True)
         described = {CONFIG_FILE: json_bytes(model.config.to_dict()), **processor.files()}
         replace_files(folder / "model", described, (CONFIG_FILE, *PROCESSOR_FILES))
     for part in locked:
@@ -117,6 +119,33 @@ def begin(config: RunConfig, folder: Path, description: Mapping[str, Any], mesh:
         write_json(folder / "config.json", description)
     barrier("the folder of the run is filled")
     return trained
+
+
+def require_teacher(folder: Path, source: str, params: Params) -> str:
+    """Checks that a run's teacher is the one that it began with, and returns the fingerprint of its parameters.
+
+    A run that does not know its teacher yet, of which that may have been release 0.1.0, learns it here.
+
+    Args:
+        folder: The run's.
+        source: Where the teacher is from.
+        params: Its own; all processes call this.
+
+    Raises:
+        ValueError: it is another one.
+    """
+    file, params = folder / "teacher.json", whole(params)
+    known = str(read_json_object(file)["fingerprint"]) if file.is_file() else None
+    own = fingerprint(params, VERSION if known is None else version_of(known))
+    barrier("the teacher is looked at")
+    if known is None and is_first():
+        write_json(file, {"fingerprint": own})
+    if known not in (None, own):
+        raise ValueError(
+            f"The teacher in {source} is not the one that the run in {folder} began with: it has other parameters. Go"
+            " on with that one, or choose another folder for a new run."
+        )
+    return own
 
 
 def open_model(config: RunConfig, source: Path) -> TwoTowerModel:

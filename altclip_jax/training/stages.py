@@ -27,7 +27,7 @@ from altclip_jax.training.description import features_of, read_features_of
 from altclip_jax.training.evaluate import image_text_metrics, text_pair_metrics
 from altclip_jax.training.features import Features, Pieces, computed_once
 from altclip_jax.training.feeding import Lookup, image_text_stream, text_pair_stream
-from altclip_jax.training.folder import load_locked
+from altclip_jax.training.folder import load_locked, require_teacher
 from altclip_jax.training.objectives import Contrastive, Objective, TeacherLearning
 from altclip_jax.training.partition import merge
 from altclip_jax.training.passes import Encoder, Passes, Piece, joined
@@ -79,7 +79,7 @@ class Builder:
             sources: What they are computed of; anew if their settings or files change.
             pieces: Gets which are there already, and gives the others.
             ids: The array that says which they are.
-            settings: That they depend on beside, by their dotted names.
+            settings: What they depend on beside, by dotted names.
         """
 
         def compute(there: np.ndarray) -> Pieces:
@@ -222,7 +222,8 @@ def teacher_learning(builder: Builder) -> Parts:
     """Parallel text, and the teacher or what it says of the English side.
 
     Raises:
-        ValueError: the states of student and teacher have different widths, or the teacher's tokenizer is not its own.
+        ValueError: the states of student and teacher have different widths, the teacher's tokenizer is not its own, or
+            the run began with another teacher.
     """
     config = builder.config
     assert config.teacher is not None
@@ -238,6 +239,7 @@ def teacher_learning(builder: Builder) -> Parts:
     teacher, helper = kind.from_pretrained(source, dtype=compute, mesh=builder.mesh)
     objective = TeacherLearning(builder.model, teacher, target)
     check_widths(builder.model, teacher, target)
+    known_as = require_teacher(builder.folder, config.teacher.source, helper)
     tokenizer = load_tokenizer(source, use_fast=config.data.use_fast)
     check_tokenizer(teacher.config, tokenizer, str(config.teacher.source))
     open_stream = functools.partial(text_pair_stream, config, teacher=tokenizer, student=student)
@@ -260,7 +262,7 @@ def teacher_learning(builder: Builder) -> Parts:
                     stream.all_sources, teach, helper, _TEACHER_INPUTS, ["example"], but=there
                 ),
                 "example",
-                **{"data.use_fast": config.data.use_fast},
+                **{"data.use_fast": config.data.use_fast, "teacher": known_as},
             ),
         )
         stream = text_pair_stream(config, config.data.train, None, student, features=lookup.features)

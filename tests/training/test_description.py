@@ -135,5 +135,13 @@ def test_features_of_0_1_0_are_known_again(tmp_path):
     today = features_of(sources, **{"data.orientation": "stored"})
     files = [[f"/old/a/{name}", size, time] for name, size, time in today["sources"][0]["files"]]
     then = {"sources": [{**sources[0].model_dump(mode="json"), "path": "/old/a/*.tar", "files": files}]}
-    assert read_features_of(then, ["data.orientation"]) == today
-    assert read_features_of(today, ["data.orientation"]) == today
+    assert read_features_of(then, {"data.orientation": "exif"}) == today
+    assert read_features_of(today, {"data.orientation": "exif"}) == today
+
+
+def test_features_by_another_teacher_are_others(tmp_path):
+    sources = run(made(tmp_path, a__0_tar="0"), "a/*.tar").data.train
+    one, other = (features_of(sources, teacher=name) for name in ("2:one", "2:other"))
+    assert read_features_of(one, {"teacher": "2:one"}) == one
+    assert read_features_of(one, {"teacher": "2:other"}) != other
+    assert read_features_of({"sources": one["sources"]}, {"teacher": "2:one"}) == one

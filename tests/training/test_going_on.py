@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from altclip_jax import AltCLIPModel
+from altclip_jax import AltCLIPModel, CLIPModel
 from altclip_jax.cli import main
 from altclip_jax.data.files import GoneError
 from altclip_jax.training.config import RunConfig
@@ -179,3 +179,17 @@ def test_a_run_whose_data_go_is_saved_and_ends_bit_for_bit_when_they_are_back(
     (past / "gone").rename(data)
     assert train(config, quiet=True).step == 12
     assert outcome(config) == undisturbed
+
+
+def test_another_teacher_under_the_same_name_is_refused_and_the_same_one_elsewhere_is_not(past, monkeypatch):
+    assert stopped_after(3, read(past, "teacher", folder=past / "new"), monkeypatch).step == 3
+    (past / "models" / "clip").rename(past / "clip")
+    elsewhere = read(past, "teacher", f"teacher.source={past / 'clip'}", folder=past / "new")
+    assert stopped_after(4, elsewhere, monkeypatch).step == 4
+    model, params = CLIPModel.from_pretrained(past / "clip")
+    params["text_model"]["token_embedding"]["embedding"] *= 2
+    model.save_pretrained(past / "clip", params)
+    with pytest.raises(
+        ValueError, match=rf"teacher in {past}/clip is not the one that the run in {past}/new began with"
+    ):
+        train(elsewhere, quiet=True)

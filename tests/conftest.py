@@ -18,7 +18,9 @@ os.environ["ALTCLIP_COMPILATION_CACHE"] = "off"  # tests of the command leave no
 
 import hypothesis
 import jax
+import numpy as np
 import pytest
+from PIL import Image
 
 # a test that fails by the clock tells of the machine, not of the code; and what fails once fails again
 hypothesis.settings.register_profile("altclip", deadline=None, derandomize=True, database=None)
@@ -208,3 +210,30 @@ def interfere(monkeypatch):
             yield stopped
 
     return interfere
+
+
+@pytest.fixture(scope="session")
+def store_turned():
+    """Returns a function that encodes a picture as a camera held another way does: its EXIF says how to turn it."""
+    ways = Image.Transpose
+    back = [
+        *(None, ways.FLIP_LEFT_RIGHT, ways.ROTATE_180, ways.FLIP_TOP_BOTTOM),
+        *(ways.TRANSPOSE, ways.ROTATE_90, ways.TRANSVERSE, ways.ROTATE_270),
+    ]
+
+    def store(picture, orientation=6, form="png", **options):
+        way, exif, file = back[orientation - 1], Image.Exif(), io.BytesIO()
+        exif[0x0112] = orientation
+        stored = picture if way is None else picture.transpose(way)
+        stored.save(file, form, exif=exif, **options)
+        return file.getvalue()
+
+    return store
+
+
+@pytest.fixture(scope="session")
+def photograph():
+    """A picture that looks another way whichever way it is turned."""
+    steps = np.linspace(0, 255, 48)
+    channels = [steps[:, None] + 0 * steps, steps[None] / 2 + steps[:, None] / 4, 255 - np.outer(steps, steps) / 255]
+    return Image.fromarray(np.stack(channels, axis=-1).astype(np.uint8)[:, :36])

@@ -105,7 +105,7 @@ def test_a_run_begins_from_one_commit(some_model, tmp_path):
     some_model.moving = True
     values = {"stage": "contrastive", "folder": str(tmp_path), "model": {"source": "some/model"}}
     config = RunConfig.from_values({**values, "data": {"train": [{"path": "nothing.jsonl"}]}})
-    trained = begin(config, tmp_path, parallel.make_mesh(devices=jax.devices()[:1]))
+    trained = begin(config, tmp_path, {}, parallel.make_mesh(devices=jax.devices()[:1]))
     assert some_model.resolutions() == 1
     assert commit_of_weights(trained) == commit_of_files(tmp_path / "model") == 1
 

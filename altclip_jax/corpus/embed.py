@@ -82,8 +82,18 @@ class _Read(NamedTuple):
     faults: list[SampleError]
 
 
-def describe(clip: AltCLIP, corpus: Corpus, settings: Settings, *, version: int = VERSION) -> Description:
-    """Returns what a store of these embeddings says of itself, with a fingerprint of that version."""
+def describe(clip: AltCLIP, corpus: Corpus, settings: Settings, *, there: Description | None = None) -> Description:
+    """Returns what a store of these embeddings says of itself.
+
+    Args:
+        clip: The model.
+        corpus: What is embedded.
+        settings: How.
+        there: What the store that is gone on with says: the fingerprint is of its version, and pictures are turned as
+            it did where the model's own processor does not say.
+    """
+    version = VERSION if there is None else version_of(there.fingerprint)
+    pictures = clip.processor.image_processor.orient("exif" if there is None else there.orientation)
     return Description(
         model=clip.name,
         fingerprint=clip.fingerprint(version),
@@ -96,6 +106,7 @@ def describe(clip: AltCLIP, corpus: Corpus, settings: Settings, *, version: int 
         part_items=settings.part_items,
         kinds=settings.kinds,
         faults=tuple((fault.name, fault.reason) for fault in corpus.faults),
+        orientation="exif" if pictures.apply_exif_orientation else "stored",
     )
 
 
@@ -138,10 +149,9 @@ def embed_corpus(
         OSError: the store cannot be written, or the machine fails while items are read.
     """
     keep_apart((path for path in corpus.files if path != str(folder / STANDARD_INPUT)), folder)
-    there = resume and (folder / DESCRIPTION).is_file()
-    version = version_of(Store.open(folder).description.fingerprint) if there else VERSION
-    store = Store.begin(folder, describe(clip, corpus, settings, version=version), resume=resume)
-    if version == 1:
+    there = Store.open(folder).description if resume and (folder / DESCRIPTION).is_file() else None
+    store = Store.begin(folder, describe(clip, corpus, settings, there=there), resume=resume)
+    if version_of(store.description.fingerprint) == 1:
         say(doubt(folder))
     run = _Run(clip, corpus, store, settings, mesh)
     with hold_together(folder / ".lock", store.clear):
@@ -153,10 +163,9 @@ class _Run:
     def __init__(self, clip: AltCLIP, corpus: Corpus, store: Store, settings: Settings, mesh: Mesh | None):
         keep_tokenizers_single()
         self._corpus, self._store, self._settings = corpus, store, settings
-        self._pixels = Pixels(clip.processor.image_processor, Augmentation())
-        self._encoders = CompiledEncoders(
-            clip.model, clip.params, mesh=mesh, image_processor=clip.processor.image_processor
-        )
+        pictures = clip.processor.image_processor.orient(store.description.orientation)
+        self._pixels = Pixels(pictures, Augmentation())
+        self._encoders = CompiledEncoders(clip.model, clip.params, mesh=mesh, image_processor=pictures)
         self._batching = TokenBatching(
             clip.processor.tokenizer,
             clip.text_limit,

@@ -26,6 +26,7 @@ from altclip_jax.corpus.forms import Rows, files_of, json_lines, lines_in, names
 from altclip_jax.files.json_file import parse_json, read_json_object, write_bytes, write_json
 from altclip_jax.files.ownership import claim
 from altclip_jax.files.staging import Staging, refusals_explained, staged_name
+from altclip_jax.processing.image import Orientation
 
 Kind = Literal["images", "texts"]
 KINDS: tuple[Kind, ...] = ("images", "texts")
@@ -49,6 +50,7 @@ class Description:
         part_items: How many a part has; the last may have fewer.
         kinds: What is embedded, "images" and "texts" or one of them.
         faults: What was found damaged beside the items: names and reasons.
+        orientation: "exif" where pictures are turned as their camera says. Version 0.1.0 said nothing, and turned none.
     """
 
     model: str
@@ -62,6 +64,7 @@ class Description:
     part_items: int
     kinds: tuple[str, ...]
     faults: tuple[tuple[str, str], ...] = ()
+    orientation: Orientation = "stored"
 
     def differences(self, other: Description) -> list[str]:
         """Returns a phrase for each thing that is another in the other one."""

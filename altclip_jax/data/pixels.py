@@ -81,4 +81,4 @@ class Pixels:
             raise ImageError(f"{called} cannot be changed ({error})") from error
         if self._augmentation.crop_scale is not None:
             return np.asarray(changed)
-        return processor.resize_and_crop(changed, called)
+        return processor.replace(apply_exif_orientation=False).resize_and_crop(changed, called)

@@ -21,6 +21,7 @@ from altclip_jax.files.ownership import refuse_others
 from altclip_jax.files.staging import Staging, refusals_explained
 from altclip_jax.inference.encoders import length_buckets
 from altclip_jax.inference.pipeline import AltCLIP
+from altclip_jax.processing.processor import AltCLIPProcessor
 from altclip_jax.processing.tokenizer import BaseTokenizer
 from altclip_jax.weights.writers import TensorSource, safetensors_blocks
 
@@ -160,7 +161,8 @@ def _origin(clip: AltCLIP, exported: jax.export.Exported, normalize: bool, pictu
 
 def _texts(clip: AltCLIP, files: _Files) -> dict[str, Any]:
     """Adds the processor's files, and returns how texts become ids."""
-    there = clip.processor.files()
+    pictures = clip.processor.image_processor.orient("exif")  # as AltCLIP does, and so that the file says it
+    there = AltCLIPProcessor(pictures, clip.processor.tokenizer).files()
     for name, data in sorted(there.items()):
         files.add(name, [data])
     tokenizer, limit = clip.processor.tokenizer, clip.text_limit

@@ -146,7 +146,8 @@ class AltCLIP:
 
         Args:
             images: Paths, PIL images, bytes, or arrays, as `AltCLIPImageProcessor` takes them: one, a list of any
-                depth, or an array with a batch axis.
+                depth, or an array with a batch axis. All are turned as their camera says, unless the processor's
+                `apply_exif_orientation` is False.
             batch_size: How many pictures are prepared and shown to the model at once.
             progress: Called with the number of pictures done.
 
@@ -157,10 +158,11 @@ class AltCLIP:
         positive("batch_size", batch_size)
         pictures = single_pictures(images)
         layout, at_once = array_layout(pictures), encoders.pictures_at_once(self.params)
+        prepare = self.processor.image_processor.orient("exif")
 
         def begun() -> Iterator[encoders.Encoding]:
             for part in encoders.batches(len(pictures), batch_size):
-                pixels = self.processor(images=pictures[part], input_data_format=layout)["pixel_values"]
+                pixels = prepare(pictures[part], input_data_format=layout)["pixel_values"]
                 padded = encoders.pad_rows(pixels, encoders.padded_size(len(pixels), batch_size))
                 found = encoders.encode_images(self.model, self.params, padded, at_once=at_once)
                 yield encoders.Encoding(found, len(pixels))

@@ -15,7 +15,7 @@ import os
 from collections.abc import Callable, Mapping, Sequence
 from numbers import Real
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, Literal, Self
 
 import numpy as np
 from jaxtyping import Shaped, UInt8
@@ -43,7 +43,9 @@ CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
 (_FILE,) = IMAGE_FILES
 # Keys that say which class reads the file; they are not settings.
 _SERVICE_KEYS = frozenset({"feature_extractor_type", "image_processor_type", "processor_class"})
-_SWITCHES = ("do_resize", "do_center_crop", "do_rescale", "do_normalize", "do_convert_rgb", "apply_exif_orientation")
+_SWITCHES = ("do_resize", "do_center_crop", "do_rescale", "do_normalize", "do_convert_rgb")
+Orientation = Literal["exif", "stored"]
+
 _LAYOUTS = ("channels_first", "channels_last")
 
 # A picture that would be enlarged to more pixels than this is made only where the centre crop will be.
@@ -61,8 +63,8 @@ class AltCLIPImageProcessor:
     The fields are those of preprocessor_config.json, where a size may also be a number, and three of our own:
 
     Attributes:
-        apply_exif_orientation: Turn a picture as its camera says. Off, as in the reference for an opened picture; what
-            the reference opens itself from a path, it turns.
+        apply_exif_orientation: Turn a picture as its camera says. None as in the reference: what is opened here (a
+            path, bytes, a file) is turned, and no PIL image; `AltCLIP` turns these, too.
         background: Red, green and blue (0 to 255) under transparent parts. None drops the alpha channel, as in the
             reference: the colour under it appears, often black.
         max_pixels: Larger pictures are refused.
@@ -83,7 +85,7 @@ class AltCLIPImageProcessor:
     image_mean: float | Sequence[float] = CLIP_MEAN
     image_std: float | Sequence[float] = CLIP_STD
     do_convert_rgb: bool = True
-    apply_exif_orientation: bool = False
+    apply_exif_orientation: bool | None = None
     background: tuple[int, int, int] | None = None
     max_pixels: int = 178_956_970  # where Pillow refuses, too: 700 MB decoded
     extra: Mapping[str, Any] = dataclasses.field(default_factory=dict, hash=False)
@@ -259,6 +261,14 @@ class AltCLIPImageProcessor:
         given = {key: value for key, value in overrides.items() if value is not None or key == "background"}
         return dataclasses.replace(self, **given) if given else self
 
+    def orient(self, orientation: Orientation) -> Self:
+        """Returns a copy that turns every picture as its camera says ("exif"), or none ("stored").
+
+        If `apply_exif_orientation` is set, that is kept.
+        """
+        own = self.apply_exif_orientation
+        return self.replace(apply_exif_orientation=orientation == "exif" if own is None else own)
+
     @classmethod
     def from_dict(cls, values: Mapping[str, Any], **overrides: Any) -> Self:
         """Reads the content of a preprocessor_config.json, of whatever age.
@@ -390,6 +400,7 @@ def _colour(value: Any) -> tuple[int, ...] | None:
 # For each setting, what makes it uniform or raises, and what the error says it must be.
 _CHECKS: dict[str, tuple[Callable[[Any], Any], str]] = {
     **dict.fromkeys(_SWITCHES, (_switch, "true or false")),
+    "apply_exif_orientation": (lambda value: None if value is None else _switch(value), "true, false or None"),
     "size": (
         functools.partial(_sides, number_means=("shortest_edge",)),
         "a positive integer, {shortest_edge} or {height, width}",

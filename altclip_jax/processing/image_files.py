@@ -13,7 +13,19 @@ from typing import Any
 
 import numpy as np
 from jaxtyping import Shaped
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import ExifTags, Image, UnidentifiedImageError
+
+# What makes a picture upright, by its EXIF orientation.
+_TURNS = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+_TAGS = ("exif", "Raw profile type exif", "XML:com.adobe.xmp", "xmp")  # where Pillow keeps it
 
 
 class ImageError(ValueError):
@@ -51,7 +63,7 @@ def load_picture(
     *,
     max_pixels: int,
     to_rgb: bool = True,
-    upright: bool = False,
+    upright: bool | None = None,
     background: tuple[int, int, int] | None = None,
 ) -> Image.Image | np.ndarray:
     """Returns a decoded PIL image, RGB if `to_rgb`, or the array that was given.
@@ -64,7 +76,8 @@ def load_picture(
         max_pixels: Larger pictures are refused before they are decoded.
         to_rgb: Convert as Pillow does, which is what the reference does: 16-bit, 32-bit and float greys are cut off
             at 255, not scaled, and transparent parts show whatever colour lies under them, often black.
-        upright: Turn the picture as its EXIF orientation says.
+        upright: Turn the picture as its EXIF orientation says. None: what is opened here, and no PIL image, as the
+            reference does.
         background: The colour that transparent parts show instead.
 
     Raises:
@@ -78,8 +91,8 @@ def load_picture(
             image = source if isinstance(source, Image.Image) else Image.open(source)
             _check_size(image, name, max_pixels)
             image.load()
-            if upright:
-                image = ImageOps.exif_transpose(image)
+            if upright if upright is not None else image is not source:
+                image = _turned(image)
             return _to_rgb(image, background) if to_rgb else image
 
     if isinstance(picture, (str, os.PathLike)):
@@ -171,6 +184,23 @@ def _check_size(image: Image.Image, name: str, max_pixels: int) -> None:
             f"{name} has {width}x{height} pixels, more than max_pixels={max_pixels:,}: make it smaller, or, if you"
             " trust it, raise the limit with AltCLIPImageProcessor(max_pixels=...)."
         )
+
+
+def _turned(image: Image.Image) -> Image.Image:
+    """Returns a picture as its camera was held, where it says so in words that can be read.
+
+    ImageOps.exif_transpose turns alike; but it also writes the other tags anew, and raises where one is damaged.
+    """
+    try:
+        turn = _TURNS.get(image.getexif().get(ExifTags.Base.Orientation, 1))
+    except Exception:  # whatever damaged tags lead to: the pixels are none the worse for them
+        return image
+    if turn is None:
+        return image
+    turned = image.transpose(turn)
+    for name in _TAGS:  # or it would be turned again
+        turned.info.pop(name, None)
+    return turned
 
 
 def _to_rgb(image: Image.Image, background: tuple[int, int, int] | None) -> Image.Image:

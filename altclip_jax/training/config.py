@@ -19,6 +19,7 @@ from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, Pos
 from altclip_jax.data.augment import Augmentation
 from altclip_jax.data.sources import SourceSpec
 from altclip_jax.files.json_file import parse_toml
+from altclip_jax.processing.image import Orientation
 from altclip_jax.training.config_values import anchor, override, place, shown, with_defaults
 
 Stage = Literal["teacher", "contrastive"]
@@ -85,9 +86,9 @@ class DataSettings(_Settings):
     languages: dict[str, NonNegativeFloat] | None = None  # how likely each is where a sample has several
     store_image_features: bool = True  # of a locked image tower without augmentation: compute them once
     augmentation: dict[str, Any] = Field(default_factory=dict)  # fields of `Augmentation`
-    # "exif": pictures are turned as their EXIF says; "stored": only where the model's preprocessor_config.json has
-    # apply_exif_orientation, which is what release 0.1.0 did
-    orientation: Literal["exif", "stored"] = "exif"
+    # "exif": pictures are turned as their EXIF says, "stored": they are not, as in release 0.1.0; where the model's
+    # preprocessor_config.json has apply_exif_orientation, that decides
+    orientation: Orientation = "exif"
     # whose ids tokenizers give: see `load_tokenizer`; false is what release 0.1.0 did
     use_fast: bool | None = None
     threads: PositiveInt = 4

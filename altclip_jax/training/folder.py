@@ -29,6 +29,7 @@ from altclip_jax.model.altclip import AltCLIPModel
 from altclip_jax.model.clip import CLIPModel
 from altclip_jax.model.two_towers import TwoTowerModel
 from altclip_jax.processing.fit import load_processor
+from altclip_jax.processing.image import AltCLIPImageProcessor
 from altclip_jax.processing.processor import IMAGE_PROCESSOR, TOKENIZER, AltCLIPProcessor
 from altclip_jax.training.checkpoint import CheckpointStore, load_tree, save_tree
 from altclip_jax.training.config import RunConfig
@@ -100,6 +101,7 @@ def begin(config: RunConfig, folder: Path, description: Mapping[str, Any], mesh:
     kind = model_class(source, config)
     refuse_quantized(source, "training")
     processor = load_processor(source, kind.config_class.from_json(source), config.model.source)
+    _require_one_orientation(config, processor.image_processor)
     model, params = kind.from_pretrained(source, mesh=mesh)
     if unknown := sorted(set(config.model.fresh) - set(params)):
         raise ValueError(f"model.fresh={unknown} are no parts of this model, whose parts are {', '.join(params)}.")
@@ -259,6 +261,15 @@ def export(
         save(model, target, params, processor=processor.files())
     barrier("the model is exported")
     return found
+
+
+def _require_one_orientation(config: RunConfig, pictures: AltCLIPImageProcessor) -> None:
+    said, own = config.data.orientation, pictures.apply_exif_orientation
+    if config.stage == "contrastive" and config.says("data.orientation") and own not in (None, said == "exif"):
+        raise ValueError(
+            f"data.orientation={said!r}, and the preprocessor_config.json of {config.model.source} has"
+            f" apply_exif_orientation={str(own).lower()}: leave one of them away, or change it."
+        )
 
 
 def _forget_others(description: Mapping[str, Any], folder: Path) -> None:

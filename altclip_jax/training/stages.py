@@ -125,9 +125,7 @@ def contrastive(builder: Builder) -> Parts:
     image_locked = "vision_model" not in config.model.train
     objective = contrastive_objective(config, model, builder.mesh)
     processor = load_processor(builder.folder / "model", builder.model.config, use_fast=builder.config.data.use_fast)
-    if data.orientation == "exif":
-        upright = processor.image_processor.replace(apply_exif_orientation=True)
-        processor = AltCLIPProcessor(upright, processor.tokenizer)
+    processor = AltCLIPProcessor(processor.image_processor.orient(data.orientation), processor.tokenizer)
     stored = builder.storing and image_locked and data.store_image_features and not data.augmentation
     open_stream = functools.partial(image_text_stream, data, processor=processor, seed=config.seed)
     stream, evaluated = open_stream(data.train, augmented=True), open_stream(data.evaluate) if data.evaluate else None

@@ -10,8 +10,19 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from PIL import Image, ImageOps
+from PIL import ExifTags, Image
 from tokenizers import Tokenizer
+
+# What makes a picture upright, by its EXIF orientation.
+_TURNS = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
 
 
 class InputError(ValueError):
@@ -101,8 +112,9 @@ class PicturePreparer:
         try:
             image = source if isinstance(source, Image.Image) else Image.open(source)
             self._check_size(image.size, name)
+            image.load()
             if self._settings.get("apply_exif_orientation"):
-                image = ImageOps.exif_transpose(image)
+                image = _turned(image)
             under = self._settings.get("background")
             if under is not None and image.has_transparency_data:
                 whole = Image.new("RGBA", image.size, (*under, 255))
@@ -141,6 +153,15 @@ class PicturePreparer:
     def _check_size(self, size: tuple[int, int], name: str) -> None:
         if size[0] * size[1] > self._most_pixels:
             raise InputError(f"{name} has {size[0]}x{size[1]} pixels, more than the {self._most_pixels:,} allowed.")
+
+
+def _turned(image: Image.Image) -> Image.Image:
+    """Returns a picture as its camera was held, or as it is where its EXIF data are damaged."""
+    try:
+        turn = _TURNS.get(image.getexif().get(ExifTags.Base.Orientation, 1))
+    except Exception:  # whatever damaged data lead to
+        return image
+    return image if turn is None else image.transpose(turn)
 
 
 def _normalized(settings: Mapping[str, Any]) -> np.ndarray:

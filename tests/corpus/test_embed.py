@@ -5,6 +5,7 @@ import json
 import numpy as np
 import pytest
 
+from altclip_jax import AltCLIPProcessor
 from altclip_jax.corpus.embed import Settings, describe, embed_corpus
 from altclip_jax.corpus.forms import Rows
 from altclip_jax.corpus.items import open_corpus
@@ -187,3 +188,37 @@ def test_a_store_that_is_none_is_named(tmp_path):
     (tmp_path / "store.json").write_text("{}")
     with pytest.raises(ValueError, match="not what `altclip embed` writes"):
         Store.open(tmp_path)
+
+
+@pytest.fixture
+def photos(tmp_path, photograph, store_turned):
+    """Five pictures in a folder, of which some are turned by their EXIF."""
+    (tmp_path / "photos").mkdir()
+    for place, orientation in enumerate((1, 6, 3, 8, 5)):
+        (tmp_path / "photos" / f"{place}.png").write_bytes(store_turned(photograph, orientation))
+    return open_corpus([str(tmp_path / "photos")])
+
+
+def test_photographs_are_embedded_upright(clip, photos, photograph, tmp_path):
+    embed_corpus(clip, photos, tmp_path / "store", SMALL)
+    store = Store.open(tmp_path / "store")
+    assert store.description.orientation == "exif"
+    rows = values(store, "images")
+    np.testing.assert_allclose(rows, np.repeat(clip.encode_images(photograph), 5, axis=0), rtol=0, atol=2e-6)
+
+
+def test_a_store_of_0_1_0_goes_on_as_it_was_begun_with_pictures_as_they_are_stored(clip, photos, tmp_path):
+    pictures = clip.processor.image_processor.orient("stored")
+    unturned = type(clip)(clip.model, clip.params, AltCLIPProcessor(pictures, clip.processor.tokenizer))
+    folder = tmp_path / "store"
+    embed_corpus(unturned, photos, folder, SMALL)
+    before = snapshot(folder)
+    told = json.loads(before["store.json"])
+    assert told.pop("orientation") == "stored"
+    (folder / "store.json").write_text(json.dumps(told))  # as that version wrote it
+    (folder / "part-00000.json").unlink()
+    embed_corpus(clip, photos, folder, SMALL, resume=True)
+    assert snapshot(folder) == {**before, "store.json": json.dumps(told).encode()}
+    explicit = AltCLIPProcessor(pictures.replace(apply_exif_orientation=True), clip.processor.tokenizer)
+    with pytest.raises(ValueError, match="orientation was 'stored' and is 'exif'"):
+        embed_corpus(type(clip)(clip.model, clip.params, explicit), photos, folder, SMALL, resume=True)

@@ -141,3 +141,10 @@ def test_an_index_of_an_unfinished_store_or_another_model_is_refused(capsys, sto
     finally:
         part.write_bytes(kept)
     assert (code, "lacks 1 of" in err) == (1, True)
+
+
+def test_photographs_stand_upright_on_a_sheet(photograph, store_turned, tmp_path):
+    (tmp_path / "upright.png").write_bytes(store_turned(photograph, 1))
+    (tmp_path / "turned.png").write_bytes(store_turned(photograph, 6))
+    sheets = [contact_sheet([Row(picture_of(str(tmp_path / name)), [])]) for name in ("upright.png", "turned.png")]
+    assert sheets[0] == sheets[1]

@@ -3,6 +3,7 @@
 import json
 import pickle
 from collections import Counter
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -11,10 +12,12 @@ from PIL import Image
 
 from altclip_jax import AltCLIPImageProcessor, AltCLIPProcessor
 from altclip_jax.assets import PICTURES
-from altclip_jax.data.augment import Augmentation
+from altclip_jax.data.augment import Augmentation, generator_for
 from altclip_jax.data.bad_samples import BadSamples
 from altclip_jax.data.image_text_stream import ImageTextStream
 from altclip_jax.data.loader import Loader
+from altclip_jax.data.pixels import Pixels
+from altclip_jax.data.samples import Picture
 from altclip_jax.data.sources import SourceSpec, open_sources
 from altclip_jax.data.text_pair_stream import TextPairStream
 
@@ -292,3 +295,16 @@ def test_what_a_walk_leaves_out_is_fixed_when_it_begins(tmp_path, processor, png
         for batch in batches:
             there[batch.arrays[names]] = True
     assert np.flatnonzero(~there).tolist() == list(bad)
+
+
+@pytest.mark.parametrize("settings", [{}, {"rotation": 20}, {"crop_scale": (0.5, 1), "flip": 0.5}])
+@pytest.mark.parametrize("setting", [None, True])
+def test_photographs_are_learned_from_upright(processor, photograph, store_turned, settings, setting):
+    own = processor.image_processor.replace(apply_exif_orientation=setting)
+    pixels = Pixels(own, Augmentation(**settings))
+
+    def seen(orientation):
+        return pixels("photo", Picture("photo", partial(store_turned, photograph, orientation)), generator_for(1, 2))
+
+    for orientation in range(2, 9):
+        np.testing.assert_array_equal(seen(orientation), seen(1))

@@ -4,6 +4,7 @@ import base64
 import io
 import json
 import re
+from functools import partial
 from html.parser import HTMLParser
 
 import numpy as np
@@ -15,8 +16,10 @@ from altclip_jax.assets import PICTURES
 from altclip_jax.data.bad_samples import BadSamples
 from altclip_jax.data.samples import Picture
 from altclip_jax.evaluation.classes import Classes
+from altclip_jax.evaluation.embedding import embed_pictures
 from altclip_jax.evaluation.labelled import Labelled
 from altclip_jax.evaluation.report.charts import Bar, heat_map, nested_bars
+from altclip_jax.evaluation.report.gallery import Gallery
 from altclip_jax.evaluation.report.markup import tag
 from altclip_jax.evaluation.report.reports import retrieval_report, zero_shot_report
 from altclip_jax.evaluation.retrieval_run import evaluate_retrieval, open_collection
@@ -174,3 +177,17 @@ def test_the_command_writes_a_report(capsys, tmp_path):
     assert capsys.readouterr().out.endswith(f"report: {report}\n")
     assert Page(report.read_bytes()).rows[1][0] == "any"
     assert [path.name for path in report.parent.iterdir()] == ["a.html"]
+
+
+def test_photographs_stand_upright_in_a_report(photograph, store_turned):
+    galleries = [Gallery(), Gallery()]
+    for gallery, orientation in zip(galleries, (1, 6), strict=True):
+        gallery.show(Picture("photo", partial(store_turned, photograph, orientation)))
+    assert str(galleries[0].definitions()) == str(galleries[1].definitions())
+
+
+def test_photographs_are_measured_upright(photograph, store_turned, tmp_path):
+    clip = AltCLIP.from_pretrained()
+    pictures = [Picture(str(way), partial(store_turned, photograph, way)) for way in range(1, 9)]
+    rows, _ = embed_pictures(clip, pictures, BadSamples(tmp_path / "bad.jsonl", max_bad_share=0))
+    np.testing.assert_allclose(rows, np.repeat(clip.encode_images(photograph), 8, axis=0), rtol=0, atol=2e-6)

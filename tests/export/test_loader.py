@@ -1,5 +1,6 @@
 """The loader and the server of docs/examples: in a process without this library, and what they refuse."""
 
+import io
 import json
 import os
 import shutil
@@ -289,3 +290,28 @@ def test_an_executable_loads_though_the_process_keeps_what_it_compiled(clip, loa
             jax.config.update(name, value)
         compilation_cache.reset_cache()
     np.testing.assert_allclose(found, clip.encode_images(PICTURES / "cat_noto.png"), rtol=0, atol=2e-6)
+
+
+def test_pictures_are_prepared_upright_as_altclip_does(exported, clip, loader, photograph, store_turned, tmp_path):
+    shutil.copy(exported / "preprocessor_config.json", tmp_path)
+    settings = json.loads((tmp_path / "preprocessor_config.json").read_text())
+    assert settings["apply_exif_orientation"] is True
+    upright = clip.processor(images=photograph)["pixel_values"][0]
+
+    def prepared(orientation):
+        return loader.PicturePreparer(tmp_path, as_bytes=False, most_pixels=10_000)(
+            store_turned(photograph, orientation)
+        )
+
+    for orientation in range(1, 9):
+        np.testing.assert_array_equal(prepared(orientation), upright)
+    del settings["apply_exif_orientation"]  # as release 0.1.0 wrote it
+    (tmp_path / "preprocessor_config.json").write_text(json.dumps(settings))
+    assert not np.array_equal(prepared(6), upright)
+
+
+def test_damaged_exif_does_not_hinder_the_loader(exported, loader, photograph):
+    file = io.BytesIO()
+    photograph.save(file, "png", exif=b"II*\0\xff\xff\xff\xff")
+    prepare = loader.PicturePreparer(exported, as_bytes=False, most_pixels=10_000)
+    np.testing.assert_array_equal(prepare(file.getvalue()), prepare(photograph))

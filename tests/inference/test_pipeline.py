@@ -1,10 +1,13 @@
 """`AltCLIP` gives the model batches of the size that was asked for, however pictures and texts are handed in."""
 
+import io
+
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from PIL import Image
 
-from altclip_jax import AltCLIP
+from altclip_jax import AltCLIP, AltCLIPProcessor
 from altclip_jax.inference import encoders
 from altclip_jax.inference.compiled import CompiledEncoders
 from altclip_jax.inference.pmapped import pmap_encoders, replicated
@@ -134,3 +137,19 @@ def test_a_tokenizer_that_gets_more_ids_later_gives_no_nan(clip, monkeypatch):
     monkeypatch.setattr(clip.processor.tokenizer._vocabulary, "encode", lambda texts, _: [[5, 8000] for _ in texts])
     with pytest.raises(ValueError, match="outside the vocabulary of 8000 rows, such as 8000"):
         clip.similarity([], ["cat"])
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_a_photograph_is_embedded_upright_however_the_camera_was_held(clip, photograph, store_turned, orientation):
+    """The pictures of a phone, stored as they were taken: from a path, from bytes and opened."""
+    data = store_turned(photograph, orientation)
+    opened = Image.open(io.BytesIO(data))
+    upright = clip.encode_images(photograph)
+    np.testing.assert_array_equal(clip.encode_images([data, opened]), clip.encode_images([photograph] * 2))
+    turned = clip.processor(images=opened)["pixel_values"]  # as the reference: a PIL image is taken as it is
+    assert np.array_equal(turned, clip.processor(images=photograph)["pixel_values"]) == (orientation == 1)
+    pictures = clip.processor.image_processor
+    for said in (True, False):  # wins
+        own = AltCLIPProcessor(pictures.replace(apply_exif_orientation=said), clip.processor.tokenizer)
+        found = AltCLIP(clip.model, clip.params, own).encode_images(opened)
+        assert np.array_equal(found, upright) == (said or orientation == 1)

@@ -8,6 +8,7 @@ import skimage
 import sklearn
 from PIL import Image
 from transformers import CLIPImageProcessor
+from transformers.image_utils import load_image
 
 from altclip_jax.processing.image import AltCLIPImageProcessor
 
@@ -87,14 +88,19 @@ def test_photographs_from_a_path_from_bytes_and_opened(name):
         assert_same_bits(AltCLIPImageProcessor()(picture)["pixel_values"], theirs)
 
 
-def test_what_the_reference_opens_from_a_path_it_turns_which_here_is_an_option(tmp_path):
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_what_the_reference_opens_from_a_path_it_turns_and_an_opened_picture_it_does_not(tmp_path, orientation):
     exif = Image.Exif()
-    exif[0x0112] = 8
-    path = str(tmp_path / "turned.jpg")
+    exif[0x0112] = orientation
+    path = str(tmp_path / "photo.jpg")
     photo(size=(300, 200)).save(path, exif=exif)
     theirs = CLIPImageProcessor()(path, return_tensors="np")["pixel_values"]
-    assert_same_bits(AltCLIPImageProcessor(apply_exif_orientation=True)(path)["pixel_values"], theirs)
+    assert_same_bits(AltCLIPImageProcessor()(path)["pixel_values"], theirs)
     equal(Image.open(path))
+    # its pipelines turn both
+    for picture in (path, Image.open(path)):
+        seen = CLIPImageProcessor()(load_image(picture), return_tensors="np")["pixel_values"]
+        assert_same_bits(AltCLIPImageProcessor().orient("exif")(picture)["pixel_values"], seen)
 
 
 @pytest.mark.parametrize("mode", [mode for mode in MODES if mode != "La"])

@@ -9,9 +9,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from PIL import Image
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from PIL import Image, ImageOps, PngImagePlugin
 
 from altclip_jax import AltCLIPImageProcessor, ImageError
+from altclip_jax.processing.image_files import load_picture
 
 RAW = AltCLIPImageProcessor(do_resize=False, do_center_crop=False, do_rescale=False, do_normalize=False)
 MODES = ["1", "L", "LA", "La", "P", "PA", "RGB", "RGBA", "RGBa", "RGBX", "CMYK", "YCbCr", "HSV", "I", "F", "I;16"]
@@ -94,14 +97,49 @@ def test_a_background_shows_through_every_kind_of_transparency(mode):
 
 
 @pytest.mark.parametrize("convert", [True, False])
-def test_the_orientation_of_the_camera_is_an_option(convert):
-    array = noise(4, 2)
-    exif = Image.Exif()
-    exif[0x0112] = 6  # turned by a quarter clockwise
-    turned = encoded(Image.fromarray(array), exif=exif)
-    assert np.array_equal(pixels(turned, do_convert_rgb=convert), array)
-    upright = pixels(turned, do_convert_rgb=convert, apply_exif_orientation=True)
-    assert np.array_equal(upright, np.rot90(array, k=-1))
+@pytest.mark.parametrize("orientation", range(1, 9))
+@pytest.mark.parametrize("form", ["png", "webp", "jpeg"])
+def test_what_is_opened_here_is_turned_as_the_camera_was_held(store_turned, tmp_path, form, orientation, convert):
+    options = {"lossless": True} if form == "webp" else {}
+    data = store_turned(Image.fromarray(noise()), orientation, form, **options)
+    upright = np.asarray(ImageOps.exif_transpose(Image.open(io.BytesIO(data))))
+    stored = np.asarray(Image.open(io.BytesIO(data)))
+    assert upright.shape == (6, 8, 3)
+    assert form == "jpeg" or np.array_equal(upright, noise())
+    (tmp_path / "photo").write_bytes(data)
+
+    def found(picture, **settings):
+        return pixels(picture, do_convert_rgb=convert, **settings)
+
+    with (tmp_path / "photo").open("rb") as file:
+        for picture in (data, tmp_path / "photo", str(tmp_path / "photo"), file):
+            assert np.array_equal(found(picture), upright)
+    assert np.array_equal(found(Image.open(tmp_path / "photo")), stored)
+    for picture in (data, tmp_path / "photo", Image.open(tmp_path / "photo")):
+        assert np.array_equal(found(picture, apply_exif_orientation=True), upright)
+        assert np.array_equal(found(picture, apply_exif_orientation=False), stored)
+
+
+def test_an_orientation_in_xmp_counts_as_pillow_has_it():
+    notes = PngImagePlugin.PngInfo()
+    notes.add_itxt("XML:com.adobe.xmp", '<x:xmpmeta><rdf:Description tiff:Orientation="6"/></x:xmpmeta>')
+    data = encoded(Image.fromarray(noise()), pnginfo=notes)
+    assert np.array_equal(pixels(data), np.rot90(noise(), k=-1))
+
+
+def test_a_picture_that_was_turned_is_not_turned_again(store_turned):
+    data = store_turned(Image.fromarray(noise()), 6)
+    once = load_picture(data, "photo", max_pixels=100)
+    assert np.array_equal(pixels(once, apply_exif_orientation=True), noise())
+
+
+def test_an_explicit_setting_wins_over_what_a_use_would_do():
+    for said in (True, False):
+        for orientation in ("exif", "stored"):
+            processor = AltCLIPImageProcessor(apply_exif_orientation=said)
+            assert processor.orient(orientation) == processor
+    assert AltCLIPImageProcessor().orient("exif").apply_exif_orientation is True
+    assert AltCLIPImageProcessor().orient("stored").apply_exif_orientation is False
 
 
 def test_an_animation_gives_its_first_frame():
@@ -254,12 +292,63 @@ def test_where_pillow_s_own_limit_is_met_the_error_says_how_to_raise_it():
         AltCLIPImageProcessor(max_pixels=10**12)(bomb(20_000, 20_000))
 
 
-def test_a_damaged_orientation_is_an_image_error_or_no_orientation():
-    data = encoded(Image.fromarray(noise()), "jpeg", exif=b"Exif\0\0MM\0*\0\0\0\x08\0\x01\x01\x12\0\xff")
-    try:
-        assert pixels(data, apply_exif_orientation=True).shape == (6, 8, 3)
-    except ImageError as error:
-        assert "is damaged" in str(error)  # noqa: PT017
+def tiff(entries, order="<", offset=8):
+    """EXIF data of one directory: (tag, type, count, value) each."""
+    head = struct.pack(f"{order}2sHI", b"II" if order == "<" else b"MM", 42, offset)
+    body = b"".join(struct.pack(f"{order}HHII", *entry) for entry in entries)
+    return b"Exif\0\0" + head + struct.pack(f"{order}H", len(entries)) + body + bytes(4)
+
+
+BROKEN = {
+    "empty": b"",
+    "no header": b"Exif\0\0",
+    "another header": b"Exif\0\0" + b"\xff" * 40,
+    "cut in the directory": tiff([(0x0112, 3, 1, 6)])[:20],
+    "a directory beyond the end": tiff([(0x0112, 3, 1, 6)], offset=0xFFFFFFF0),
+    "a count beyond the end": tiff([(0x0112, 3, 0xFFFFFFFF, 6)]),
+    "a text": tiff([(0x0112, 2, 4, 0x36)]),
+    "a fraction by zero": tiff([(0x0112, 5, 1, 26)]),
+    "an unknown type": tiff([(0x0112, 99, 1, 6)]),
+    "none": tiff([(0x0112, 3, 1, 0)]),
+    "too large": tiff([(0x0112, 3, 1, 65535)]),
+}
+
+
+@pytest.mark.parametrize("what", BROKEN)
+@pytest.mark.parametrize("form", ["jpeg", "png", "webp"])
+def test_damaged_exif_leaves_a_picture_as_it_is(what, form):
+    exif = BROKEN[what] if form != "png" else BROKEN[what].removeprefix(b"Exif\0\0")
+    data = encoded(Image.fromarray(noise()), form, exif=exif, **({"lossless": True} if form == "webp" else {}))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        opened = Image.open(io.BytesIO(data))
+    for picture in (data, opened):
+        assert pixels(picture, apply_exif_orientation=True).shape == (6, 8, 3)
+
+
+def test_a_damaged_tag_beside_the_orientation_does_not_hinder():
+    exif = tiff([(0x0112, 3, 1, 6), (0x013B, 2, 0xFFFFFF, 0xFFFFFF), (0x8769, 4, 1, 0xFFFFFF)])
+    data = encoded(Image.fromarray(noise()), exif=exif.removeprefix(b"Exif\0\0"))
+    assert np.array_equal(pixels(data), np.rot90(noise(), k=-1))
+
+
+SHORT, LONG = st.integers(0, 2**16 - 1), st.integers(0, 2**32 - 1)
+
+
+@settings(deadline=None, max_examples=200)
+@given(exif=st.binary(max_size=60), entries=st.lists(st.tuples(SHORT, SHORT, LONG, LONG)))
+def test_whatever_exif_says_a_picture_is_read_and_turned_as_pillow_does(exif, entries):
+    for hostile in (exif, tiff([(0x0112, 3, 1, 6), *entries]), tiff([(0x0112, *entry[1:]) for entry in entries], ">")):
+        data = encoded(Image.fromarray(noise()), exif=hostile.removeprefix(b"Exif\0\0"))
+        found = pixels(data)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            try:
+                expected = np.asarray(ImageOps.exif_transpose(Image.open(io.BytesIO(data))))
+            except Exception:
+                assert found.shape in ((6, 8, 3), (8, 6, 3))
+            else:
+                assert np.array_equal(found, expected)
 
 
 # warnings --------------------------------------------------------------------------------------------------------

@@ -177,8 +177,8 @@ def test_transparency_and_orientation_are_options():
     file = io.BytesIO()
     turned.save(file, "png", exif=exif)
     raw = AltCLIPImageProcessor(do_resize=False, do_center_crop=False)
-    assert raw(file.getvalue())["pixel_values"].shape == (1, 3, 4, 8)
-    assert raw(file.getvalue(), apply_exif_orientation=True)["pixel_values"].shape == (1, 3, 8, 4)
+    assert raw(file.getvalue(), apply_exif_orientation=False)["pixel_values"].shape == (1, 3, 4, 8)
+    assert raw(file.getvalue())["pixel_values"].shape == (1, 3, 8, 4)
 
 
 def test_an_extreme_shape_costs_no_memory_and_is_right():

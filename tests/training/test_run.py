@@ -11,7 +11,7 @@ import jax
 import numpy as np
 import pytest
 
-from altclip_jax import AltCLIP, AltCLIPModel, CLIPModel
+from altclip_jax import AltCLIP, AltCLIPImageProcessor, AltCLIPModel, CLIPModel
 from altclip_jax.assets import default_checkpoint
 from altclip_jax.data.bad_samples import TooManyBadSamples
 from altclip_jax.data.image_text import ImageTextRecords
@@ -19,7 +19,7 @@ from altclip_jax.parallel import make_mesh, param_shardings, placed
 from altclip_jax.training import feeding, passes
 from altclip_jax.training.checkpoint import CheckpointStore
 from altclip_jax.training.config import RunConfig
-from altclip_jax.training.folder import export, held
+from altclip_jax.training.folder import begin, export, held
 from altclip_jax.training.log import RunLog
 from altclip_jax.training.loop import NotFinite, train
 from altclip_jax.weights.convert import flatten
@@ -481,3 +481,13 @@ def test_the_recipes_are_read():
     assert recipes
     for recipe in recipes:
         RunConfig.read(recipe)
+
+
+def test_a_run_that_turns_pictures_otherwise_than_its_model_says_is_refused(settings, workshop, tmp_path):
+    source = shutil.copytree(workshop / "student", tmp_path / "student")
+    AltCLIPImageProcessor.from_pretrained(source, apply_exif_orientation=False).save_pretrained(source)
+    mesh, folder = make_mesh(devices=jax.devices()[:1]), tmp_path / "run"
+    with pytest.raises(ValueError, match=r"data\.orientation='exif', and .* apply_exif_orientation=false: leave one"):
+        begin(settings(model__source=str(source), data__orientation="exif"), folder, {}, mesh)
+    begin(settings(model__source=str(source)), folder, {}, mesh)
+    assert AltCLIPImageProcessor.from_pretrained(tmp_path / "run" / "model").apply_exif_orientation is False

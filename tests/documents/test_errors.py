@@ -70,7 +70,7 @@ class Hostile:
 def folder(tmp_path_factory):
     """A folder with a model, and with what is wrong in the ways that the document names."""
     folder = tmp_path_factory.mktemp("errors")
-    for name in ("model", "cut", "unfit", "no_weights", "hostile", "other", "misfit"):
+    for name in ("model", "cut", "unfit", "no_weights", "hostile", "other", "misfit", "unturned"):
         shutil.copytree(default_checkpoint(), folder / name)
     weights = "model.safetensors"
     data = (folder / "model" / weights).read_bytes()
@@ -87,6 +87,9 @@ def folder(tmp_path_factory):
     config["text_config"]["pad_token_id"] = 5
     (folder / "misfit" / "config.json").write_text(json.dumps(config), encoding="utf-8")
     altclip_jax.AltCLIPImageProcessor(crop_size=48).save_pretrained(folder / "misfit")
+    altclip_jax.AltCLIPImageProcessor.from_pretrained(
+        folder / "unturned", apply_exif_orientation=False
+    ).save_pretrained(folder / "unturned")
     for name in ("empty", "photos"):
         (folder / name).mkdir()
     repository = folder / "cache" / "models--some--model"

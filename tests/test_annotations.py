@@ -1,8 +1,10 @@
-"""Annotations can be evaluated, all of them."""
+"""Annotations can be evaluated, all of them, and their shapes are those of what the core takes and returns."""
 
 import ast
 import importlib
 import pkgutil
+import subprocess
+import sys
 from pathlib import Path
 
 import altclip_jax
@@ -41,3 +43,9 @@ def test_every_annotation_can_be_evaluated():
             except Exception as error:
                 wrong.append(f"{name}, line {annotation.lineno}: {ast.unparse(annotation)} ({error!r})")
     assert not wrong
+
+
+def test_shapes_are_those_of_what_the_core_takes_and_returns():
+    program = Path(__file__).with_name("checked_core.py")
+    done = subprocess.run([sys.executable, program], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout) == (0, ""), done.stdout + done.stderr[-4000:]

@@ -16,7 +16,7 @@ from jax import Array
 from jaxtyping import Float, Float32, Int
 
 from altclip_jax.machine import default_device
-from altclip_jax.model.inputs import check_texts
+from altclip_jax.model.inputs import AnyArray, check_texts
 from altclip_jax.model.two_towers import TwoTowerModel, normalize
 from altclip_jax.weights.convert import Params
 
@@ -27,8 +27,8 @@ CPU_PICTURES = 4  # whose values between two layers stay in a processor's cache;
 def encode_text(
     model: TwoTowerModel,
     params: Params,
-    input_ids: Int[Array, "texts sequence"] | Int[np.ndarray, "texts sequence"],
-    mask: Int[Array, "texts sequence"] | Int[np.ndarray, "texts sequence"],
+    input_ids: Int[AnyArray, "texts sequence"],
+    mask: Int[AnyArray, "texts sequence"],
 ) -> Float[Array, "texts projection"]:
     """Returns unit embeddings of tokenized texts, float32.
 
@@ -50,7 +50,7 @@ def _encode_text(model: TwoTowerModel, params: Params, input_ids: Array, mask: A
 def encode_images(
     model: TwoTowerModel,
     params: Params,
-    pixel_values: Float[Array, "images channels height width"],
+    pixel_values: Float[AnyArray, "images channels height width"],
     at_once: int | None = None,
 ) -> Float[Array, "images projection"]:
     """Returns unit embeddings of prepared pictures, float32.
@@ -62,7 +62,7 @@ def encode_images(
         at_once: So many of them go through all layers before the next ones do (`pictures_at_once`); None: all.
     """
 
-    def embed(pictures: Array) -> Array:
+    def embed(pictures: AnyArray) -> Array:
         features: Any = model.apply({"params": params}, pictures, method="get_image_features")
         return normalize(features)
 

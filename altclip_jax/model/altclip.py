@@ -11,6 +11,7 @@ from jax import Array
 from jaxtyping import Float, Int, Shaped
 
 from altclip_jax.config import AltCLIPConfig
+from altclip_jax.model.inputs import AnyArray
 from altclip_jax.model.outputs import AltCLIPOutput
 from altclip_jax.model.text import AltCLIPTextModel
 from altclip_jax.model.two_towers import TwoTowerModel
@@ -34,11 +35,11 @@ class AltCLIPModel(TwoTowerModel):
 
     def __call__(
         self,
-        input_ids: Int[Array, "texts sequence"] | None = None,
-        pixel_values: Float[Array, "images channels height width"] | None = None,
-        attention_mask: Shaped[Array, "texts ..."] | None = None,
-        position_ids: Int[Array, "#texts sequence"] | None = None,
-        token_type_ids: Int[Array, "#texts sequence"] | None = None,
+        input_ids: Int[AnyArray, "texts sequence"] | None = None,
+        pixel_values: Float[AnyArray, "images channels height width"] | None = None,
+        attention_mask: Shaped[AnyArray, "#texts ..."] | None = None,
+        position_ids: Int[AnyArray, "#texts sequence"] | None = None,
+        token_type_ids: Int[AnyArray, "#texts sequence"] | None = None,
         return_loss: bool | None = None,
         output_attentions: bool | None = None,
         output_hidden_states: bool | None = None,
@@ -72,10 +73,10 @@ class AltCLIPModel(TwoTowerModel):
 
     def get_text_features(
         self,
-        input_ids: Int[Array, "texts sequence"] | None = None,
-        attention_mask: Shaped[Array, "texts ..."] | None = None,
-        position_ids: Int[Array, "#texts sequence"] | None = None,
-        token_type_ids: Int[Array, "#texts sequence"] | None = None,
+        input_ids: Int[AnyArray, "texts sequence"] | None = None,
+        attention_mask: Shaped[AnyArray, "#texts ..."] | None = None,
+        position_ids: Int[AnyArray, "#texts sequence"] | None = None,
+        token_type_ids: Int[AnyArray, "#texts sequence"] | None = None,
         deterministic: bool = True,
     ) -> Float[Array, "texts projection"]:
         """Returns the projected texts, not normalised, float32."""

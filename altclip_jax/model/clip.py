@@ -14,7 +14,7 @@ from jax import Array
 from jaxtyping import Float, Int, Shaped
 
 from altclip_jax.config import CLIPConfig, CLIPTextConfig
-from altclip_jax.model.inputs import check_causal_text_inputs, static_flag
+from altclip_jax.model.inputs import AnyArray, check_causal_text_inputs, static_flag
 from altclip_jax.model.layers import EmbeddingTable, LayerNorm, causal_bias, lookup
 from altclip_jax.model.outputs import CLIPOutput, CLIPTextModelOutput, CLIPTextOutput
 from altclip_jax.model.pre_norm import pre_norm_layers
@@ -55,9 +55,9 @@ class CLIPTextModel(PretrainedModel):
     @nn.compact
     def __call__(
         self,
-        input_ids: Int[Array, "batch sequence"] | None = None,
-        attention_mask: Shaped[Array, "batch sequence"] | None = None,
-        position_ids: Int[Array, "#batch sequence"] | None = None,
+        input_ids: Int[AnyArray, "batch sequence"] | None = None,
+        attention_mask: Shaped[AnyArray, "#batch sequence"] | None = None,
+        position_ids: Int[AnyArray, "#batch sequence"] | None = None,
         output_attentions: bool | None = None,
         output_hidden_states: bool | None = None,
         deterministic: bool = True,
@@ -92,7 +92,7 @@ class CLIPTextModel(PretrainedModel):
         )
 
     def _embed(
-        self, input_ids: Int[Array, "batch sequence"], position_ids: Array | None
+        self, input_ids: Int[Array, "batch sequence"], position_ids: AnyArray | None
     ) -> Float[Array, "batch sequence embed"]:
         config = self.config
         init = nn.initializers.normal(0.02 * config.initializer_factor)
@@ -125,9 +125,9 @@ class CLIPTextModelWithProjection(PretrainedModel):
     @nn.compact
     def __call__(
         self,
-        input_ids: Int[Array, "batch sequence"] | None = None,
-        attention_mask: Shaped[Array, "batch sequence"] | None = None,
-        position_ids: Int[Array, "#batch sequence"] | None = None,
+        input_ids: Int[AnyArray, "batch sequence"] | None = None,
+        attention_mask: Shaped[AnyArray, "#batch sequence"] | None = None,
+        position_ids: Int[AnyArray, "#batch sequence"] | None = None,
         output_attentions: bool | None = None,
         output_hidden_states: bool | None = None,
         deterministic: bool = True,
@@ -166,10 +166,10 @@ class CLIPModel(TwoTowerModel):
 
     def __call__(
         self,
-        input_ids: Int[Array, "texts sequence"] | None = None,
-        pixel_values: Float[Array, "images channels height width"] | None = None,
-        attention_mask: Shaped[Array, "texts sequence"] | None = None,
-        position_ids: Int[Array, "#texts sequence"] | None = None,
+        input_ids: Int[AnyArray, "texts sequence"] | None = None,
+        pixel_values: Float[AnyArray, "images channels height width"] | None = None,
+        attention_mask: Shaped[AnyArray, "#texts sequence"] | None = None,
+        position_ids: Int[AnyArray, "#texts sequence"] | None = None,
         return_loss: bool | None = None,
         output_attentions: bool | None = None,
         output_hidden_states: bool | None = None,
@@ -198,9 +198,9 @@ class CLIPModel(TwoTowerModel):
 
     def get_text_features(
         self,
-        input_ids: Int[Array, "texts sequence"] | None = None,
-        attention_mask: Shaped[Array, "texts sequence"] | None = None,
-        position_ids: Int[Array, "#texts sequence"] | None = None,
+        input_ids: Int[AnyArray, "texts sequence"] | None = None,
+        attention_mask: Shaped[AnyArray, "#texts sequence"] | None = None,
+        position_ids: Int[AnyArray, "#texts sequence"] | None = None,
         deterministic: bool = True,
     ) -> Float[Array, "texts projection"]:
         """Returns the projected texts, not normalised, float32."""

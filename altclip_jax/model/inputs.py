@@ -13,6 +13,8 @@ import numpy as np
 
 from altclip_jax.config import AltCLIPTextConfig, CLIPTextConfig, VisionConfig
 
+AnyArray = jax.Array | np.ndarray  # what a model is called with; a tracer is the first
+
 
 def static_flag(name: str, value: Any, default: bool) -> bool:
     """Returns a flag that decides what is computed, or its default when it is None.

@@ -111,7 +111,7 @@ class Attention(nn.Module):
     def __call__(
         self,
         x: Float[Array, "batch sequence embed"],
-        bias: Float[Array, "batch 1 query key"] | None,
+        bias: Float[Array, "#batch 1 #query key"] | None,
         head_mask: Float[Array, " head"] | None,
         output_attentions: bool,
         deterministic: bool,

@@ -23,7 +23,7 @@ def pre_norm_layers(
     tower: PretrainedModel,
     config: VisionConfig | CLIPTextConfig,
     x: Float[Array, "batch sequence embed"],
-    bias: Float[Array, "#batch 1 query key"] | None,
+    bias: Float[Array, "#batch 1 #query key"] | None,
     output_attentions: bool,
     output_hidden_states: bool,
     deterministic: bool,
@@ -54,7 +54,7 @@ class PreNormBlock(nn.Module):
     def __call__(
         self,
         x: Float[Array, "batch sequence embed"],
-        bias: Float[Array, "#batch 1 query key"] | None,
+        bias: Float[Array, "#batch 1 #query key"] | None,
         head_mask: Float[Array, " head"] | None,
         output_attentions: bool,
         deterministic: bool,

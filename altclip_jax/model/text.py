@@ -16,7 +16,7 @@ from jax.typing import DTypeLike
 from jaxtyping import Float, Int, Shaped
 
 from altclip_jax.config import AltCLIPTextConfig
-from altclip_jax.model.inputs import check_text_inputs, static_flag
+from altclip_jax.model.inputs import AnyArray, check_text_inputs, static_flag
 from altclip_jax.model.layers import (
     MLP,
     Attention,
@@ -52,8 +52,8 @@ class PostNormBlock(nn.Module):
     def __call__(
         self,
         x: Float[Array, "batch sequence embed"],
-        bias: Array | None,
-        head_mask: Array | None,
+        bias: Float[Array, "#batch 1 #query key"] | None,
+        head_mask: Float[Array, " head"] | None,
         output_attentions: bool,
         deterministic: bool,
     ) -> tuple[Array, Array | None]:
@@ -102,12 +102,12 @@ class AltCLIPTextModel(PretrainedModel):
     @nn.compact
     def __call__(
         self,
-        input_ids: Int[Array, "batch sequence"] | None = None,
-        attention_mask: Shaped[Array, "batch ..."] | None = None,
-        token_type_ids: Int[Array, "#batch sequence"] | None = None,
-        position_ids: Int[Array, "#batch sequence"] | None = None,
-        head_mask: Float[Array, " ..."] | None = None,
-        inputs_embeds: Float[Array, "batch sequence embed"] | None = None,
+        input_ids: Int[AnyArray, "batch sequence"] | None = None,
+        attention_mask: Shaped[AnyArray, "#batch ..."] | None = None,
+        token_type_ids: Int[AnyArray, "#batch sequence"] | None = None,
+        position_ids: Int[AnyArray, "#batch sequence"] | None = None,
+        head_mask: Float[AnyArray, " ..."] | None = None,
+        inputs_embeds: Float[AnyArray, "batch sequence embed"] | None = None,
         output_attentions: bool | None = None,
         output_hidden_states: bool | None = None,
         deterministic: bool = True,
@@ -162,10 +162,10 @@ class AltCLIPTextModel(PretrainedModel):
 
     def _embed(
         self,
-        input_ids: Array | None,
-        inputs_embeds: Array | None,
-        token_type_ids: Array | None,
-        position_ids: Array | None,
+        input_ids: AnyArray | None,
+        inputs_embeds: AnyArray | None,
+        token_type_ids: AnyArray | None,
+        position_ids: AnyArray | None,
     ) -> Float[Array, "batch sequence embed"]:
         config, pad = self.config, self.config.pad_token_id
         tokens = self._table("token_embedding", config.vocab_size, pad)
@@ -193,7 +193,7 @@ class AltCLIPTextModel(PretrainedModel):
         return EmbeddingTable(rows, self.config.hidden_size, init, self.param_dtype, name=name)()
 
 
-def _per_layer(head_mask: Array | None, config: AltCLIPTextConfig) -> list[Array | None]:
+def _per_layer(head_mask: AnyArray | None, config: AltCLIPTextConfig) -> list[Array | None]:
     layers, heads = config.num_hidden_layers, config.num_attention_heads
     if head_mask is None:
         return [None] * layers

@@ -18,7 +18,7 @@ from jax.typing import DTypeLike
 from jaxtyping import Float
 
 from altclip_jax.config import TwoTowerConfig
-from altclip_jax.model.inputs import static_flag
+from altclip_jax.model.inputs import AnyArray, static_flag
 from altclip_jax.model.parameters import Dense
 from altclip_jax.model.pretrained import PretrainedModel, example_picture, example_text
 
@@ -67,7 +67,7 @@ class TwoTowerModel(PretrainedModel):
 
     def get_image_features(
         self,
-        pixel_values: Float[Array, "images channels height width"] | None = None,
+        pixel_values: Float[AnyArray, "images channels height width"] | None = None,
         interpolate_pos_encoding: bool = False,
         deterministic: bool = True,
     ) -> Float[Array, "images projection"]:
@@ -81,7 +81,7 @@ class TwoTowerModel(PretrainedModel):
     def _compared(
         self,
         text_inputs: Mapping[str, Any],
-        pixel_values: Array | None,
+        pixel_values: AnyArray | None,
         *,
         return_loss: bool | None,
         output_attentions: bool | None,
@@ -133,14 +133,14 @@ def projection(
     )
 
 
-def normalize(features: Float[Array, "batch projection"]) -> Float[Array, "batch projection"]:
+def normalize(features: Float[AnyArray, "batch projection"]) -> Float[Array, "batch projection"]:
     """Scales each row to unit length in float32; without an epsilon, as the reference, so a zero row becomes NaN."""
-    features = features.astype(jnp.float32)
+    features = jnp.asarray(features, jnp.float32)
     units: Array = features / jnp.linalg.norm(features, axis=-1, keepdims=True)
     return units
 
 
-def symmetric_cross_entropy(logits_per_text: Float[Array, "texts images"]) -> Float[Array, ""]:
+def symmetric_cross_entropy(logits_per_text: Float[AnyArray, "texts images"]) -> Float[Array, ""]:
     """Mean of the cross-entropies text to image and image to text, the diagonal being the pairs.
 
     Raises:

@@ -16,7 +16,7 @@ from jax.typing import DTypeLike
 from jaxtyping import Float
 
 from altclip_jax.config import AltCLIPVisionConfig, CLIPVisionConfig, VisionConfig
-from altclip_jax.model.inputs import check_pixel_values, static_flag
+from altclip_jax.model.inputs import AnyArray, check_pixel_values, static_flag
 from altclip_jax.model.layers import EmbeddingTable, LayerNorm
 from altclip_jax.model.outputs import AltCLIPVisionOutput
 from altclip_jax.model.parameters import stored_param
@@ -43,7 +43,7 @@ class AltCLIPVisionModel(PretrainedModel):
     @nn.compact
     def __call__(
         self,
-        pixel_values: Float[Array, "batch channels height width"] | None = None,
+        pixel_values: Float[AnyArray, "batch channels height width"] | None = None,
         output_attentions: bool | None = None,
         output_hidden_states: bool | None = None,
         interpolate_pos_encoding: bool = False,

@@ -219,8 +219,8 @@ class AltCLIPImageProcessor:
 
     def normalize(
         self, pictures: Shaped[np.ndarray, "*batch height width channels"], *, data_format: str = "channels_first"
-    ) -> Shaped[np.ndarray, "*batch channels height width"]:
-        """Returns pictures rescaled and normalised, float32, with their channels first unless asked.
+    ) -> Shaped[np.ndarray, "*batch _ _ _"]:
+        """Returns pictures rescaled and normalised, float32, (*batch, channels, height, width) unless asked.
 
         A uint8 picture has 256 results per channel, which are looked up: the same numbers, five times faster.
 

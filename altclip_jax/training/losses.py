@@ -13,25 +13,28 @@ import jax
 import jax.numpy as jnp
 from jax import Array, lax
 from jax.sharding import Mesh
-from jaxtyping import Float
+from jaxtyping import Float, Shaped
 
 from altclip_jax import parallel
+from altclip_jax.model.inputs import AnyArray
 from altclip_jax.model.two_towers import symmetric_cross_entropy
 from altclip_jax.training.ring import Rows, around
 
 ContrastiveForm = Literal["plain", "chunked", "ring"]
 
 
-def mean_squared_error(student: Float[Array, "batch width"], teacher: Float[Array, "batch width"]) -> Float[Array, ""]:
+def mean_squared_error(
+    student: Float[AnyArray, "batch width"], teacher: Float[AnyArray, "batch width"]
+) -> Float[Array, ""]:
     """Mean over batch and width of the squared differences, so that neither changes the size of the gradient."""
-    loss: Array = jnp.mean(jnp.square(student.astype(jnp.float32) - teacher.astype(jnp.float32)))
+    loss: Array = jnp.mean(jnp.square(jnp.asarray(student, jnp.float32) - jnp.asarray(teacher, jnp.float32)))
     return loss
 
 
 def contrastive_loss(
-    text: Float[Array, "batch projection"],
-    image: Float[Array, "batch projection"],
-    log_scale: Float[Array, ""],
+    text: Float[AnyArray, "batch projection"],
+    image: Float[AnyArray, "batch projection"],
+    log_scale: Float[AnyArray, ""],
     *,
     form: ContrastiveForm = "plain",
     chunk_rows: int = 1024,
@@ -55,7 +58,8 @@ def contrastive_loss(
     Raises:
         ValueError: an unknown form, a ring without its mesh, or a batch that cannot be cut so.
     """
-    scale = jnp.exp(log_scale.astype(jnp.float32))
+    text, image = jnp.asarray(text), jnp.asarray(image)
+    scale = jnp.exp(jnp.asarray(log_scale, jnp.float32))
     if form == "plain":
         return symmetric_cross_entropy(jnp.einsum("tp,ip->ti", text, image, precision="highest") * scale)
     if form not in get_args(ContrastiveForm):
@@ -72,12 +76,12 @@ def contrastive_loss(
     return _recomputed(text, image, scale, _chunks(rows // devices, chunk_rows, "each device's part"), mesh)
 
 
-def interleave(rows: Float[Array, "batch ..."], parts: int) -> Float[Array, "parts rows ..."]:
+def interleave(rows: Shaped[Array, "batch ..."], parts: int) -> Shaped[Array, "parts rows ..."]:
     """Deals rows out to parts like cards, so that a sharded batch is cut without moving rows between devices."""
     return rows.reshape(-1, parts, *rows.shape[1:]).swapaxes(0, 1)
 
 
-def gather(parts: Float[Array, "parts rows ..."]) -> Float[Array, "batch ..."]:
+def gather(parts: Shaped[Array, "parts rows ..."]) -> Shaped[Array, "batch ..."]:
     """Undoes `interleave`."""
     return parts.swapaxes(0, 1).reshape(-1, *parts.shape[2:])
 

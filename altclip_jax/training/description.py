@@ -8,13 +8,13 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Mapping, Sequence
-from importlib import metadata
 from pathlib import Path, PurePath
 from typing import Any
 
+import altclip_jax
 from altclip_jax.data.files import expanded, matching, named_within
 from altclip_jax.training.config import RunConfig, SourceSettings
-from altclip_jax.training.config_values import flat, shown, table_of
+from altclip_jax.training.config_values import flat, table_of
 
 Files = list[list[Any]]  # of a source, in order: [name, bytes]
 
@@ -66,21 +66,20 @@ def describe(config: RunConfig, files: Sequence[Files]) -> dict[str, Any]:
         config: What the run is.
         files: From `files_of`, of `data.train`: they are looked at once, when the run starts.
     """
-    try:
-        library = metadata.version("altclip-jax")
-    except metadata.PackageNotFoundError:  # run from its sources
-        library = "unknown"
-    return {"written_by": {"altclip_jax": library, "format": FORMAT}, **config.to_dict(), "files": list(files)}
+    by = {"altclip_jax": altclip_jax.__version__, "format": FORMAT}
+    return {"written_by": by, **config.to_dict(), "files": list(files)}
 
 
 def read_description(found: Mapping[str, Any]) -> dict[str, Any]:
     """Returns a description that any release wrote as this one would have written it.
 
     Raises:
-        ValueError: a later release wrote it.
+        ValueError: a later release wrote it, or none did.
     """
     values = copy.deepcopy(dict(found))
     by = values.setdefault("written_by", {"altclip_jax": "0.1.0", "format": 1})
+    if not isinstance(by, dict) or not isinstance(by.get("format"), int) or "altclip_jax" not in by:
+        raise ValueError(f"The run says that it was written by {by!r}: expected the altclip_jax and the format.")
     if by["format"] > FORMAT:
         raise ValueError(
             f"The run was written by altclip_jax {by['altclip_jax']} in a form that this release does not know (form"
@@ -119,7 +118,8 @@ def with_own_past(config: RunConfig, found: Mapping[str, Any]) -> RunConfig:
     for name in BEFORE:
         if not config.says(name):
             (ours, key), (theirs, _) = table_of(values, name), table_of(found, name)
-            ours[key] = theirs[key]
+            if key in theirs:  # not in a table that this stage has not
+                ours[key] = theirs[key]
     return RunConfig.from_values(values)
 
 
@@ -139,8 +139,12 @@ def differences(ours: Mapping[str, Any], theirs: Mapping[str, Any]) -> list[str]
     for name in sorted({*our, *their}):
         was, now = their.get(name, "absent"), our.get(name, "absent")
         of_source = name.split(".")[3] if name.startswith("data.train.") else None
-        if of_source != unread and not _is_free(name) and not _are_same(name, was, now):
-            lines.append(f"{name}: {shown(was)} -> {shown(now)}")
+        if of_source == unread or _is_free(name) or _are_same(name, was, now):
+            continue
+        if of_source == "files" and isinstance(was, list):  # in another order: the first that differs tells it
+            place = next(place for place, (one, other) in enumerate(zip(was, now, strict=True)) if one != other)
+            name, was, now = f"{name}, place {place}", was[place], now[place]
+        lines.append(f"{name}: {was!r} -> {now!r}")
     return lines
 
 

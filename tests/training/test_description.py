@@ -55,7 +55,7 @@ def test_files_are_the_same_by_name_size_and_order_wherever_they_lie(tmp_path):
         "data.train.1.files.pairs.jsonl: 2 -> 'absent'",
     ]
     assert differences(described(run(there, "a/{1,0}.tar", "pairs.jsonl")), written) == [
-        "data.train.0.files: ['0.tar', '1.tar'] -> ['1.tar', '0.tar']"
+        "data.train.0.files, place 0: '0.tar' -> '1.tar'"
     ]
     made(there, a__1_tar="11")
     assert differences(described(run(there, "a/*.tar", "pairs.jsonl")), written) == ["data.train.0.files.1.tar: 1 -> 2"]
@@ -87,6 +87,33 @@ def test_what_0_1_0_wrote_is_read_source_by_source(tmp_path):
     assert differences(describe(with_own_past(config, found), files_of(config.data.train)), found) == []
     past = with_own_past(config, found).data
     assert (past.orientation, past.use_fast) == ("stored", False)
+
+
+def test_a_difference_at_the_end_of_a_long_value_is_shown(tmp_path):
+    made(tmp_path, pairs_jsonl="{}")
+
+    def with_rule(factor):
+        rules = [{"match": "text_model/.*" * 9}, {"match": ".*", "factor": factor}]
+        return described(run(tmp_path, "pairs.jsonl", optimizer={"rules": rules}))
+
+    (line,) = differences(with_rule(0.5), with_rule(0.25))
+    assert "'factor': 0.25" in line
+    assert "'factor': 0.5" in line
+
+
+def test_a_row_for_a_table_that_the_stage_has_not_is_passed_over(tmp_path, monkeypatch):
+    monkeypatch.setitem(BEFORE, "teacher.max_length", 60)
+    made(tmp_path, pairs_jsonl="{}")
+    config = run(tmp_path, "pairs.jsonl")
+    assert with_own_past(config, read_description(described(config))) == config
+    found = read_description({**config.to_dict(), "stage": "teacher", "teacher": {"source": "clip"}})
+    assert found["teacher"]["max_length"] == 60
+
+
+@pytest.mark.parametrize("by", ["me", {}, {"altclip_jax": "0.2.0"}])
+def test_what_nobody_wrote_is_refused(tmp_path, by):
+    with pytest.raises(ValueError, match=r"written by .*: expected the altclip_jax and the format"):
+        read_description({"written_by": by})
 
 
 def test_what_a_later_release_wrote_is_refused(tmp_path):

@@ -17,6 +17,7 @@ from jax.typing import DTypeLike
 from numpy.typing import NDArray
 
 from altclip_jax.weights import rules
+from altclip_jax.weights.narrowing import NarrowingError, refuse_infinite
 from altclip_jax.weights.quantization import Form
 from altclip_jax.weights.quantized import joined, parts
 from altclip_jax.weights.sharded import read_sharded
@@ -79,24 +80,30 @@ def params_from_tensors(
         forms: By path, what is quantised while it is read: whole, for however many devices.
 
     Raises:
-        CheckpointError: tensors are missing, unexpected, of a wrong shape or dtype, or given twice; all are named.
+        CheckpointError: tensors are missing, unexpected, of a wrong shape or dtype, given twice, or hold numbers that
+            the dtype has no place for; all are named.
     """
     plan = plan_reading(infos, expected, table=table, prefix=prefix, subject=subject)
     wanted, forms = flatten(parts(expected)), forms or {}
     places: dict[str, Any] = {} if shardings is None else flatten(parts(shardings))
     made: Params = {}
+    faults: list[str] = []
     for path, name, transform in plan:
         one = functools.partial(read, name)
         target = np.dtype(wanted[path].dtype if rules.is_part(path) else dtype)
-        if path in forms:
-            found = quantized_tensor(one, infos[name].shape, forms[path], f"{name} in {subject}")
-            for part, array in found.items():
-                there = places.get(f"{path}/{part}")
-                made[f"{path}/{part}"] = _put(rules.to_param(array, transform, array.dtype), there)
-        elif path in places:
-            made[path] = read_sharded(one, tuple(wanted[path].shape), transform, target, places[path])
-        else:
-            made[path] = _put(converted_tensor(one, infos[name], transform, target))
+        try:
+            if path in forms:
+                found = quantized_tensor(one, infos[name].shape, forms[path], f"{name} in {subject}")
+                for part, array in found.items():
+                    there = places.get(f"{path}/{part}")
+                    made[f"{path}/{part}"] = _put(rules.to_param(array, transform, array.dtype), there)
+            elif path in places:
+                made[path] = read_sharded(one, tuple(wanted[path].shape), transform, target, places[path])
+            else:
+                made[path] = _put(converted_tensor(one, infos[name], transform, target))
+        except NarrowingError as error:
+            faults.append(f"{name} {error}")
+    refuse_infinite(subject, faults)
     return joined(unflatten(made), dtype)
 
 
@@ -173,9 +180,10 @@ def quantize_tree(
     """Returns a tree in which the parameters of `forms` are stored so; arrays as one device holds them.
 
     Raises:
-        CheckpointError: a parameter holds values that are not finite.
+        CheckpointError: parameters hold values that are not finite, or that what they are stored as has no place for.
     """
     made: Params = {}
+    faults: list[str] = []
     for path, leaf in flatten(params).items():
         if path not in forms:
             made[path] = leaf
@@ -183,9 +191,14 @@ def quantize_tree(
         rule = table.name_of(prefix + path)
         assert rule is not None
         array = rules.from_param(np.asarray(leaf), rule[1], np.dtype(leaf.dtype))
-        found = quantized_tensor(array.__getitem__, array.shape, forms[path], path)
+        try:
+            found = quantized_tensor(array.__getitem__, array.shape, forms[path], path)
+        except NarrowingError as error:
+            faults.append(f"{path} {error}")
+            continue
         placed = {part: _put(rules.to_param(codes, rule[1], codes.dtype)) for part, codes in found.items()}
         made |= joined({path: placed}, leaf.dtype)
+    refuse_infinite("The quantised model", faults)
     return unflatten(made)
 
 

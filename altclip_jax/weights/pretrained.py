@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -33,12 +33,14 @@ from altclip_jax.weights.convert import (
     tensor_sources,
     unflatten,
 )
+from altclip_jax.weights.narrowing import NarrowingError, reaches_further, refuse_infinite, too_large
 from altclip_jax.weights.quantization import Form, QuantizationRule, plan_forms, quantized_shapes
-from altclip_jax.weights.quantized import joined, parts, with_dtype
+from altclip_jax.weights.quantized import joined, parts
 from altclip_jax.weights.quantized_files import (
     KEY,
     METADATA,
     check_description,
+    check_reach,
     check_scales,
     counted,
     description_of,
@@ -48,7 +50,7 @@ from altclip_jax.weights.quantized_files import (
 )
 from altclip_jax.weights.readers import Checkpoint, open_checkpoint, weights_in
 from altclip_jax.weights.rules import is_part
-from altclip_jax.weights.writers import add_weights
+from altclip_jax.weights.writers import TensorSource, add_weights
 
 CONFIG = hub.Files(CONFIG_FILE, ((CONFIG_FILE,),))
 _SHARDS = {
@@ -120,6 +122,7 @@ def _load(
                 forms=forms,
             )
     check_scales(flatten(params), str(folder))
+    check_reach(flatten(params), str(folder))
     return model, params
 
 
@@ -204,8 +207,21 @@ def save(
     floats = [source.dtype for source in sources if not is_part(source.name)]
     widest = max(floats, key=lambda item: item.itemsize)
     with Change(folder) as change:
-        add_weights(change, sources, max_shard_bytes=max_shard_bytes, **how)
+        try:
+            add_weights(change, sources, max_shard_bytes=max_shard_bytes, **how)
+        except NarrowingError:
+            refuse_infinite("The file", list(_overflows(sources)))
+            raise
         _install(change, _config_of(model, widest, described), processor, check)
+
+
+def _overflows(sources: Iterable[TensorSource]) -> Iterator[str]:
+    """Says of each tensor that does not fit into its dtype what of it does not."""
+    for source in sources:
+        try:
+            source.load()
+        except NarrowingError as error:
+            yield f"{source.name} {error}"
 
 
 def save_orbax(
@@ -213,7 +229,6 @@ def save_orbax(
     folder: str | os.PathLike[str],
     params: Params,
     *,
-    dtype: DTypeLike | None = None,
     processor: Mapping[str, bytes] | None = None,
     check: Callable[[Path], object] = lambda staged: None,
 ) -> None:
@@ -222,8 +237,6 @@ def save_orbax(
 
     refuse_ours(Path(folder), "a model")
     check_params(params, model.param_shapes())
-    if dtype is not None:
-        params = with_dtype(params, dtype)
     leaves = list(flatten(params).values())
     with Change(folder) as change:
         with ocp.StandardCheckpointer() as checkpointer:
@@ -265,16 +278,43 @@ def load_orbax(
     """
     import orbax.checkpoint as ocp
 
-    wanted = parts(expected)
+    wanted, stored = parts(expected), orbax_shapes(folder)
+    check_params(stored, wanted)
     with ocp.StandardCheckpointer() as checkpointer:
-        check_params(orbax_shapes(folder), wanted)
         # without an explicit place orbax would restore onto the devices that wrote the checkpoint
         device = jax.sharding.SingleDeviceSharding(default_device())
         places = jax.tree.map(lambda leaf: device, wanted) if shardings is None else parts(shardings)
         abstract: Any = jax.ShapeDtypeStruct
         target = jax.tree.map(lambda leaf, at: abstract(leaf.shape, leaf.dtype, sharding=at), wanted, places)
         params: Params = checkpointer.restore(folder.absolute(), target)
+    _refuse_narrowed(folder, flatten(params), flatten(stored), flatten(places))
     return joined(params, dtype)
+
+
+def _refuse_narrowed(
+    folder: Path, params: Mapping[str, Any], stored: Mapping[str, Any], places: Mapping[str, Any]
+) -> None:
+    """Raises CheckpointError naming parameters that orbax made infinite; those that are so in the files stay.
+
+    orbax changes dtypes while it reads, so that what has infinite numbers is read again as it is in the files.
+    """
+    import orbax.checkpoint as ocp
+
+    faults = []
+    for path, leaf in params.items():
+        if not reaches_further(stored[path].dtype, leaf.dtype) or not jnp.isinf(leaf).any():
+            continue
+        abstract: Any = jax.ShapeDtypeStruct
+        wanted = unflatten({path: abstract(leaf.shape, stored[path].dtype, sharding=places[path])})
+        how = ocp.args.PyTreeRestore(
+            item=wanted, partial_restore=True, restore_args=ocp.checkpoint_utils.construct_restore_args(wanted)
+        )
+        with ocp.PyTreeCheckpointer() as checkpointer:
+            values = jnp.abs(flatten(checkpointer.restore(folder.absolute(), args=how))[path])
+        lost = jnp.where(jnp.isinf(leaf) & jnp.isfinite(values), values, 0).max()
+        if lost > 0:
+            faults.append(f"{path} {too_large(float(lost), leaf.dtype)}")
+    refuse_infinite(str(folder), faults)
 
 
 def dtypes(dtype: DTypeLike | None, param_dtype: DTypeLike | None) -> tuple[Any, Any]:

@@ -171,18 +171,6 @@ def dequantized(tree: Any) -> dict[str, Any]:
     return found
 
 
-def with_dtype(tree: Any, dtype: Any) -> dict[str, Any]:
-    """Returns a tree whose arrays have a dtype; what is stored in few bits stays so and gives back that dtype."""
-
-    def changed(leaf: Any) -> Any:
-        if isinstance(leaf, QuantizedArray):
-            return dataclasses.replace(leaf, dtype=np.dtype(dtype))
-        return jnp.asarray(leaf, dtype)
-
-    found: dict[str, Any] = _mapped(tree, changed)
-    return found
-
-
 def _is_leaf(value: Any) -> bool:
     return isinstance(value, QuantizedArray)
 

@@ -12,15 +12,18 @@ PyTorch's layout: see docs/quantization.md.
 from __future__ import annotations
 
 import collections
+import dataclasses
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from altclip_jax.files.json_file import read_json_object
 from altclip_jax.weights import rules
+from altclip_jax.weights.narrowing import largest_number, reaches_further, refuse_infinite, too_large
 from altclip_jax.weights.quantization import Form
 from altclip_jax.weights.quantized import Int4Array, QuantizedArray
 from altclip_jax.weights.stored import CheckpointError, TensorInfo
@@ -145,6 +148,23 @@ def check_scales(params: Mapping[str, Any], subject: str) -> None:
             faults.append(f"the zero points of {path} are not all finite")
     if faults:
         raise CheckpointError(f"{subject} is damaged", faults)
+
+
+def check_reach(params: Mapping[str, Any], subject: str) -> None:
+    """Raises CheckpointError naming quantised parameters that give infinite numbers for want of a wider dtype."""
+    faults = []
+    for path, leaf in params.items():
+        if not isinstance(leaf, QuantizedArray) or not reaches_further(np.float32, leaf.dtype):
+            continue
+        # with jnp, since all processes must go the same way
+        bound = 128 * float(jnp.max(leaf.scales))
+        if isinstance(leaf, Int4Array):
+            bound += float(jnp.abs(leaf.zero_points).max())
+        if bound > largest_number(leaf.dtype):
+            values = jnp.abs(dataclasses.replace(leaf, dtype=np.dtype(np.float32)).dequantize())
+            if jnp.isinf(values.astype(leaf.dtype)).any():
+                faults.append(f"{path} {too_large(float(values.max()), leaf.dtype)}")
+    refuse_infinite(subject, faults)
 
 
 def _pieces(array: Any) -> Iterable[Any]:

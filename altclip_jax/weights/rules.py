@@ -15,6 +15,7 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from altclip_jax.weights.narrowing import narrow
 from altclip_jax.weights.stored import aligned_empty
 
 Transform = Literal["same", "linear", "patches"]
@@ -86,7 +87,11 @@ class RuleTable:
 
 
 def to_param(array: NDArray[Any], transform: Transform, dtype: np.dtype[Any]) -> NDArray[Any]:
-    """Brings an array from PyTorch's layout to ours: (out, in) to (in, out), (W, C, p, p) to (p, p, C, W)."""
+    """Brings an array from PyTorch's layout to ours: (out, in) to (in, out), (W, C, p, p) to (p, p, C, W).
+
+    Raises:
+        NarrowingError: see `narrow`.
+    """
     return _laid_out(array, _AXES[transform], dtype)
 
 
@@ -124,7 +129,7 @@ _AXES: dict[Transform, tuple[int, ...] | None] = {"same": None, "linear": (1, 0)
 
 
 def _laid_out(array: NDArray[Any], axes: tuple[int, ...] | None, dtype: np.dtype[Any]) -> NDArray[Any]:
-    array = array.astype(dtype, copy=False)
+    array = narrow(array, dtype)
     if axes is None:
         return array
     out = aligned_empty(tuple(array.shape[axis] for axis in axes), dtype)

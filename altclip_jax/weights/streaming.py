@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 
 from altclip_jax.weights import rules
 from altclip_jax.weights.codes import SCALE_DTYPES, int4_codes, int8_codes, pack
+from altclip_jax.weights.narrowing import NarrowingError, narrow
 from altclip_jax.weights.quantization import Form
 from altclip_jax.weights.stored import CheckpointError, TensorInfo, aligned_empty
 
@@ -48,6 +49,7 @@ def quantized_tensor(read: Read, shape: tuple[int, ...], form: Form, subject: st
 
     Raises:
         CheckpointError: it holds values that are not finite.
+        NarrowingError: what it is stored as has no place for its values.
     """
     outputs, tail = shape[0], shape[1:]
     width = math.prod(tail)
@@ -59,16 +61,20 @@ def quantized_tensor(read: Read, shape: tuple[int, ...], form: Form, subject: st
     made = {name: aligned_empty((outputs, size), dtype) for name, (size, dtype) in sizes.items()}
 
     def encode(rows: slice) -> None:
-        values = read((rows,)).reshape(-1, width).astype(np.float32, copy=False)
+        values = narrow(read((rows,)).reshape(-1, width), np.dtype(np.float32))
         if not np.isfinite(values).all():
             raise CheckpointError(f"{subject} holds values that are not finite, which cannot be quantised")
         for block in _slices(len(values), max(1, _BLOCK_ELEMENTS // width)):
             where = slice(rows.start + block.start, rows.start + block.stop)
-            for name, part in _encoded(values[block], form).items():
+            with np.errstate(over="ignore", invalid="ignore"):
+                found = _encoded(values[block], form)
+            for name, part in found.items():
                 made[name][where] = part
 
     with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
         list(pool.map(encode, _slices(outputs, max(1, _READ_ELEMENTS // width))))
+    if not all(np.isfinite(part).all() for name, part in made.items() if name != "codes"):
+        raise NarrowingError(f"holds numbers too large for {form.scheme}, whose scales are {made['scales'].dtype}")
     if form.scheme == "int8":  # scales have as many axes as the codes
         made["codes"] = made["codes"].reshape(shape)
         made["scales"] = made["scales"].reshape(outputs, *(1 for _ in tail))

@@ -70,7 +70,7 @@ class Hostile:
 def folder(tmp_path_factory):
     """A folder with a model, and with what is wrong in the ways that the document names."""
     folder = tmp_path_factory.mktemp("errors")
-    for name in ("model", "cut", "unfit", "no_weights", "hostile", "other", "misfit", "unturned"):
+    for name in ("model", "cut", "unfit", "no_weights", "hostile", "other", "misfit", "unturned", "large"):
         shutil.copytree(default_checkpoint(), folder / name)
     weights = "model.safetensors"
     data = (folder / "model" / weights).read_bytes()
@@ -78,6 +78,9 @@ def folder(tmp_path_factory):
     tensors = load_file(folder / "model" / weights)
     del tensors["logit_scale"]
     save_file({**tensors, "extra.weight": np.zeros(3, np.float32)}, folder / "unfit" / weights)
+    tensors = load_file(folder / "model" / weights)
+    tensors["text_projection.weight"][0, 0] = 70000
+    save_file(tensors, folder / "large" / weights)
     (folder / "no_weights" / weights).unlink()
     (folder / "hostile" / weights).unlink()
     with zipfile.ZipFile(folder / "hostile" / "pytorch_model.bin", "w") as file:

@@ -1,5 +1,7 @@
 """Parameters in few bits compute what their arrays compute, in every way that parameters are computed with."""
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -20,7 +22,6 @@ from altclip_jax.weights.quantized import (
     is_quantized,
     joined,
     parts,
-    with_dtype,
 )
 
 TOWER = {"hidden_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 128}
@@ -80,6 +81,14 @@ def test_nibbles_scales_and_zero_points_are_what_their_description_says(floats):
         code = codes[row // 2] >> 4 if row % 2 else codes[row // 2] & 15
         expected[row] = (code.astype(np.float32) - 8) * np.float32(scales[0]) + np.float32(zeros[0])
     np.testing.assert_allclose(leaf.dequantize(), expected, atol=1e-7)
+
+
+def with_dtype(tree, dtype):
+    def changed(leaf):
+        few_bits = isinstance(leaf, QuantizedArray)
+        return dataclasses.replace(leaf, dtype=np.dtype(dtype)) if few_bits else leaf.astype(dtype)
+
+    return jax.tree.map(changed, tree, is_leaf=lambda leaf: isinstance(leaf, QuantizedArray))
 
 
 def test_layers_in_a_stack_give_the_same_and_come_back(params):

@@ -193,7 +193,8 @@ def in_two_processes(config, fault, environment, other=None):
         for number, each in enumerate((config, other or config))
     ]
     try:
-        told = [process.communicate(timeout=100)[1] for process in both]
+        # a busy machine takes long to compile; less than the 300 s after which jax would end them by itself
+        told = [process.communicate(timeout=280)[1] for process in both]
     finally:
         for process in both:
             process.kill()

@@ -25,6 +25,8 @@ from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from altclip_jax.files.whole import settle
+
 _ID = re.compile(r"[\w.-]+(/[\w.-]+)?", re.ASCII)
 _COMMIT = re.compile(r"[0-9a-f]{40}")
 _INSTEAD = "To use files on disk instead, pass the path of a folder that holds the repository's files."
@@ -107,6 +109,7 @@ def find(
     """
     path = Path(source)
     if path.is_dir():
+        settle(path)
         return Snapshot(path)
     if path.exists():
         raise FileNotFoundError(f"{path} is a file; expected the folder that holds it with its config.json.")

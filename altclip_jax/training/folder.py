@@ -18,7 +18,7 @@ from jax.sharding import Mesh
 
 from altclip_jax import checkpoints, parallel
 from altclip_jax.data.files import expanded
-from altclip_jax.files.checkpoint_folder import CONFIG_FILE, PROCESSOR_FILES
+from altclip_jax.files.checkpoint_folder import CONFIG_FILE, PROCESSOR_FILES, read_whole
 from altclip_jax.files.json_file import json_bytes, read_json_object, write_json
 from altclip_jax.files.lock import hold_alone
 from altclip_jax.files.ownership import claim, containing, keep_apart, says
@@ -100,9 +100,13 @@ def begin(config: RunConfig, folder: Path, description: Mapping[str, Any], mesh:
     source = find(config.model.source).fetch(CONFIG, WEIGHTS, IMAGE_PROCESSOR, TOKENIZER)
     kind = model_class(source, config)
     refuse_quantized(source, "training")
-    processor = load_processor(source, kind.config_class.from_json(source), config.model.source)
-    _require_one_orientation(config, processor.image_processor)
-    model, params = kind.from_pretrained(source, mesh=mesh)
+
+    def read() -> tuple[TwoTowerModel, Params, AltCLIPProcessor]:
+        processor = load_processor(source, kind.config_class.from_json(source), config.model.source)
+        _require_one_orientation(config, processor.image_processor)
+        return *kind.from_pretrained(source, mesh=mesh), processor
+
+    model, params, processor = read_whole(source, read)
     if unknown := sorted(set(config.model.fresh) - set(params)):
         raise ValueError(f"model.fresh={unknown} are no parts of this model, whose parts are {', '.join(params)}.")
     if config.model.fresh:

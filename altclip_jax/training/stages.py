@@ -17,6 +17,7 @@ from jax.sharding import Mesh
 from altclip_jax.data.batches import Stream
 from altclip_jax.data.image_text_stream import ImageTextStream
 from altclip_jax.data.text_pair_stream import TextPairStream
+from altclip_jax.files.checkpoint_folder import read_whole
 from altclip_jax.model.clip import CLIPTextModel, CLIPTextModelWithProjection
 from altclip_jax.model.two_towers import TwoTowerModel
 from altclip_jax.processing.fit import check_tokenizer, load_processor
@@ -234,11 +235,16 @@ def teacher_learning(builder: Builder) -> Parts:
     stored = config.teacher.store and builder.storing
     # what is stored once for the whole run is worth float32
     compute = "float32" if stored else config.model.dtype
-    teacher, helper = kind.from_pretrained(source, dtype=compute, mesh=builder.mesh)
+    (teacher, helper), tokenizer = read_whole(
+        source,
+        lambda: (
+            kind.from_pretrained(source, dtype=compute, mesh=builder.mesh),
+            load_tokenizer(source, use_fast=config.data.use_fast),
+        ),
+    )
     objective = TeacherLearning(builder.model, teacher, target)
     check_widths(builder.model, teacher, target)
     known_as = require_teacher(builder.folder, config.teacher.source, helper)
-    tokenizer = load_tokenizer(source, use_fast=config.data.use_fast)
     check_tokenizer(teacher.config, tokenizer, str(config.teacher.source))
     open_stream = functools.partial(text_pair_stream, config, teacher=tokenizer, student=student)
     stream, lookup = open_stream(config.data.train), None

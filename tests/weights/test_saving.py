@@ -18,9 +18,11 @@ from altclip_jax import (
     AltCLIPProcessor,
     AltCLIPTokenizer,
     CheckpointError,
+    load_tokenizer,
 )
 from altclip_jax.assets import default_checkpoint
 from altclip_jax.checkpoints import convert, describe
+from altclip_jax.files.hub import find
 from altclip_jax.weights.convert import flatten
 from altclip_jax.weights.pretrained import save_orbax
 
@@ -209,3 +211,26 @@ def test_of_four_threads_one_wins_whole_and_readers_see_one(first, second, tmp_p
     left = AltCLIP.from_pretrained(tmp_path)
     assert holds(tmp_path, first) if ids(left) == ids(first) else holds(tmp_path, second)
     assert not any(name.startswith(".") for name in listed(tmp_path))
+
+
+def test_a_killed_save_is_undone_by_whoever_opens_the_folder(first, second, tmp_path, interfere):
+    """Also by those that look for one file of it."""
+    openings = [
+        lambda folder: AltCLIPConfig.from_json(folder).text_config.num_hidden_layers,
+        lambda folder: describe(folder).config["text_config"]["num_hidden_layers"],
+        lambda folder: find(str(folder)).folder.joinpath("config.json").is_file(),
+        lambda folder: len(AltCLIPTokenizer.from_pretrained(folder)) == 250002,
+        lambda folder: len(load_tokenizer(folder)) == 250002,
+        lambda folder: AltCLIPImageProcessor.from_pretrained(folder).size["shortest_edge"] == 8,
+        lambda folder: AltCLIPProcessor.from_pretrained(folder).tokenizer.pad_token_id,
+    ]
+    for number, opening in enumerate(openings):
+        folder = tmp_path / str(number)
+        first.save_pretrained(folder)
+        for at in range(1, 999):
+            with interfere(at):
+                second.save_pretrained(folder)
+            if not any((folder / name).exists() for name in ("config.json", "preprocessor_config.json")):
+                break
+        assert opening(folder) == 1
+        assert holds(folder, first)

@@ -92,6 +92,7 @@ class AltCLIP:
             max_shard_bytes: Above this, several files and an index are written.
 
         Raises:
+            CheckpointError: finite numbers would be infinite in `dtype`; all tensors that have some are named.
             FileExistsError: the folder is that of a run, a store, an index or programs.
             OSError: the file system refused.
         """

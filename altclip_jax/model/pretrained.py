@@ -119,13 +119,16 @@ class PretrainedModel(nn.Module):
         Parameters in few bits are written so, which transformers refuses.
 
         Args:
-            folder: Where to; made if absent. Weights of an earlier save there are replaced, all or nothing.
+            folder: Where to; made if absent. config.json and all weights there are replaced in one step: whoever loads
+                from there meanwhile, or after this was killed, gets the earlier model or this one. A processor there
+                stays; `AltCLIP.save_pretrained` replaces both.
             params: The parameters of this model.
             dtype: Dtype in the file; None keeps that of each parameter.
             max_shard_bytes: Above this, several files and an index are written.
 
         Raises:
             ValueError: the parameters are not those of this model; every difference is named.
+            CheckpointError: finite numbers would be infinite in `dtype`; all tensors that have some are named.
             FileExistsError: the folder is that of a run, a store, an index or programs.
             OSError: the file system refused.
         """

@@ -7,6 +7,7 @@ merges.txt, those of the fast tokenizers, which AutoTokenizer and CLIPProcessor 
 
 from __future__ import annotations
 
+import abc
 import dataclasses
 import functools
 import os
@@ -292,7 +293,7 @@ def _array(rows: list[list[int]], length: int | None, kind: str) -> Any:
     return jnp.asarray(array.astype(np.int32))
 
 
-class _FolderTokenizer(BaseTokenizer):
+class _FolderTokenizer(BaseTokenizer, abc.ABC):
     """A tokenizer that knows the files of its family."""
 
     family: ClassVar[TokenizerFamily]
@@ -343,18 +344,16 @@ class _FolderTokenizer(BaseTokenizer):
                 f" needs; {' with '.join(own)} alone is read only for {cls.family.slow_class}."
             )
         build = functools.partial(build_from_json, files[_JSON], slow=use_fast is False)
-        return cls(
-            FastVocabulary(str(folder / _JSON), build, settings),
-            settings,
-            files=files if has_own else {_JSON: files[_JSON]},
-        )
+        # what is saved is read unasked as it was read here: beside tokenizer.json a slow vocabulary would win
+        kept = files if has_own and cls.own_is_fast else {_JSON: files[_JSON]}
+        return cls(FastVocabulary(str(folder / _JSON), build, settings), settings, files=kept)
 
     @classmethod
+    @abc.abstractmethod
     def _own_vocabulary(
         cls, folder: str, files: Mapping[str, bytes], settings: TokenizerSettings, fast: bool
     ) -> Vocabulary:
         """Opens the files of the family."""
-        raise NotImplementedError
 
 
 class AltCLIPTokenizer(_FolderTokenizer):

@@ -1,6 +1,7 @@
 """Ids equal to transformers' slow XLMRobertaTokenizer; a tokenizer.json equal to the fast one where that is right."""
 
 import random
+import shutil
 import unicodedata
 from pathlib import Path
 
@@ -149,6 +150,19 @@ def test_a_tokenizer_json_alone_gives_nearly_the_slow_ids_where_they_are_asked_f
     assert mine <= 10 < 100 < theirs
     decomposed = unicodedata.normalize("NFD", "고양이")
     assert ours(decomposed)["input_ids"] == slow(decomposed)["input_ids"] != fast(decomposed)["input_ids"]
+
+
+def test_the_vocabulary_that_was_read_is_the_one_that_is_saved(json_alone, tmp_path):
+    """A folder has both; the saved one gives the ids of the one it was made of, unasked."""
+    shutil.copy(XLMR / "sentencepiece.bpe.model", json_alone)
+    decomposed = unicodedata.normalize("NFD", "고양이")
+    rows = []
+    for use_fast in (False, True):
+        ours = AltCLIPTokenizer.from_pretrained(json_alone, use_fast=use_fast)
+        ours.save_pretrained(tmp_path / str(use_fast))
+        rows.append(ours(decomposed)["input_ids"])
+        assert AltCLIPTokenizer.from_pretrained(tmp_path / str(use_fast))(decomposed)["input_ids"] == rows[-1]
+    assert rows[0] != rows[1]
 
 
 def test_the_embedded_models_tokenizer_equals_the_reference():

@@ -30,12 +30,11 @@ from altclip_jax.planning.exchange import Exchange, exchanges
 from altclip_jax.planning.program import parse
 from altclip_jax.training import folder
 from altclip_jax.training.config import RunConfig
-from altclip_jax.training.flops import product_flops
 from altclip_jax.training.objectives import Objective, TeacherLearning
 from altclip_jax.training.partition import split
 from altclip_jax.training.stages import check_widths, contrastive_objective
 from altclip_jax.training.state import TrainState
-from altclip_jax.training.steps import StepSettings, build_step, value_and_gradient
+from altclip_jax.training.steps import build_step, model_flops
 from altclip_jax.weights.convert import Params
 from altclip_jax.weights.pretrained import CONFIG
 
@@ -178,7 +177,7 @@ def plan(config: RunConfig, mesh: Mesh, *, compiler: str) -> Plan:
         temporaries=temporaries,
         peak=peak,
         program_flops=program.product_flops(),
-        model_flops=model_flops(step) / mesh.size,
+        model_flops=step.model_flops() / mesh.size,
         exchanges=tuple(exchanges(program, mesh.shape)),
         unknown_loops=program.unknown_loops(),
         seconds=seconds,
@@ -211,15 +210,6 @@ def argument_bytes(step: Step) -> dict[str, int]:
     return {kind: sum(map(_shard_bytes, jax.tree.leaves(tree))) for kind, tree in kinds.items()}
 
 
-def model_flops(step: Step) -> float:
-    """Returns the operations of the products of a whole step with nothing computed twice."""
-
-    def gradient(params: Params, locked: Params, helper: Params, batch: Any) -> Any:
-        return value_and_gradient(step.objective.plain(), StepSettings(), params, locked, helper, batch, None)
-
-    return product_flops(gradient, step.state.params, step.locked, step.helper, step.batch)
-
-
 def _shard_bytes(leaf: Any) -> int:
     shape: tuple[int, ...] = leaf.sharding.shard_shape(leaf.shape)
     return math.prod(shape) * int(leaf.dtype.itemsize)
@@ -239,6 +229,10 @@ class Step(NamedTuple):
         """Returns the traced step, which compiles."""
         function: Any = self.function
         return function.lower(self.state, self.locked, self.helper, self.batch)
+
+    def model_flops(self) -> float:
+        """Returns the operations of its products with nothing computed twice, on all devices together."""
+        return model_flops(self.objective, self.state.params, self.locked, self.helper, self.batch)
 
 
 def abstract_step(config: RunConfig, mesh: Mesh) -> Step:

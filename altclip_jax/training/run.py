@@ -19,7 +19,6 @@ from altclip_jax.training import stages
 from altclip_jax.training.config import RunConfig
 from altclip_jax.training.description import Files, describe
 from altclip_jax.training.feeding import Feeder, feed
-from altclip_jax.training.flops import product_flops
 from altclip_jax.training.folder import begin, open_model
 from altclip_jax.training.interrupt import StopRequest
 from altclip_jax.training.optimizer import make_schedule
@@ -27,8 +26,7 @@ from altclip_jax.training.partition import split
 from altclip_jax.training.passes import Passes
 from altclip_jax.training.stages import Evaluate, Say
 from altclip_jax.training.state import TrainState
-from altclip_jax.training.steps import StepSettings, build_step, value_and_gradient
-from altclip_jax.weights.convert import Params
+from altclip_jax.training.steps import build_step, model_flops
 
 
 @dataclasses.dataclass(kw_only=True)
@@ -46,7 +44,7 @@ class Run:
     feed: Callable[[int], Feeder]  # from a step on
     evaluate: Evaluate | None  # None without data for it
     schedule: optax.Schedule
-    flops: Callable[[dict[str, np.ndarray]], float]  # of a step with such a batch, see `product_flops`
+    flops: Callable[[dict[str, np.ndarray]], float]  # of a step with such a batch, see `model_flops`
 
 
 def build(
@@ -109,14 +107,9 @@ def build(
         return built.make_state(here)
 
     def flops(arrays: dict[str, np.ndarray]) -> float:
-        plain = parts.objective.plain()
         abstract: Any = jax.ShapeDtypeStruct
         batch = {name: abstract((config.batch_size, *rows.shape[1:]), rows.dtype) for name, rows in arrays.items()}
-
-        def gradient(params: Params, locked: Params, helper: Params, batch: Any) -> Any:
-            return value_and_gradient(plain, StepSettings(), params, locked, helper, batch, None)
-
-        return product_flops(gradient, trained_shapes, parts.locked, parts.helper, batch)
+        return model_flops(parts.objective, trained_shapes, parts.locked, parts.helper, batch)
 
     return Run(
         config=config,

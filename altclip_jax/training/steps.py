@@ -18,6 +18,7 @@ from altclip_jax.model.stacked import stack_layers, unstack_layers
 from altclip_jax.model.two_towers import TwoTowerModel
 from altclip_jax.parallel import BATCH, batch_devices, gathered, placed, sharding, state_shardings
 from altclip_jax.training.config import RunConfig
+from altclip_jax.training.flops import product_flops
 from altclip_jax.training.losses import gather, interleave
 from altclip_jax.training.objectives import Batch, Features, Objective, dropout_rates
 from altclip_jax.training.optimizer import make_optimizer
@@ -177,6 +178,15 @@ def value_and_gradient(
     if settings.accumulate > 1:
         return _accumulated(loss, settings.accumulate, params, batch, keys)
     return jax.value_and_grad(loss, has_aux=True)(params, batch, keys)
+
+
+def model_flops(objective: Objective, params: Params, locked: Params, helper: Params, batch: Params) -> float:
+    """Returns the operations of the products of a whole step with nothing computed twice, on shapes or arrays."""
+
+    def gradient(params: Params, locked: Params, helper: Params, batch: Batch) -> Any:
+        return value_and_gradient(objective.plain(), StepSettings(), params, locked, helper, batch, None)
+
+    return product_flops(gradient, params, locked, helper, batch)
 
 
 def row_keys(settings: StepSettings, step: Array, rows: int) -> Array | None:

@@ -47,7 +47,7 @@ def test_the_step_that_is_planned_is_the_one_that_is_run(settings, tmp_path, mon
     assert step.objective == parts[0].objective
     rows = {name: (values.shape, values.dtype.name) for name, values in arrays.items()}
     assert {name: described(leaf)[:2] for name, leaf in step.batch.items()} == rows
-    assert planning.model_flops(step) == run.flops(arrays)
+    assert step.model_flops() == run.flops(arrays)
 
 
 @pytest.fixture

@@ -61,6 +61,10 @@ class Builder:
         """Reads locked parts onto the mesh."""
         return load_locked(self.folder, self.locked_shapes, parts, self.mesh)
 
+    def processor(self) -> AltCLIPProcessor:
+        """Reads the processor of the run's model."""
+        return load_processor(self.folder / "model", self.model.config, use_fast=self.config.data.use_fast)
+
     def features(
         self,
         name: str,
@@ -125,7 +129,7 @@ def contrastive(builder: Builder) -> Parts:
     config, data, model = builder.config, builder.config.data, builder.model
     image_locked = "vision_model" not in config.model.train
     objective = contrastive_objective(config, model, builder.mesh)
-    processor = load_processor(builder.folder / "model", builder.model.config, use_fast=builder.config.data.use_fast)
+    processor = builder.processor()
     processor = AltCLIPProcessor(processor.image_processor.orient(data.orientation), processor.tokenizer)
     stored = builder.storing and image_locked and data.store_image_features and not data.augmentation
     open_stream = functools.partial(image_text_stream, data, processor=processor, seed=config.seed)
@@ -227,9 +231,7 @@ def teacher_learning(builder: Builder) -> Parts:
     config = builder.config
     assert config.teacher is not None
     target = config.teacher.target
-    student = load_processor(
-        builder.folder / "model", builder.model.config, use_fast=builder.config.data.use_fast
-    ).tokenizer
+    student = builder.processor().tokenizer
     source = find(config.teacher.source).fetch(CONFIG, WEIGHTS, TOKENIZER)
     kind = CLIPTextModelWithProjection if target == "projected" else CLIPTextModel
     stored = config.teacher.store and builder.storing

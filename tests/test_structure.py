@@ -8,6 +8,7 @@ import altclip_jax
 ROOT = Path(altclip_jax.__file__).parent
 # From the ground up. A part may import itself and what stands before it.
 FLOORS = (
+    "sentences",
     "files",
     "machine",
     "exit_codes",

@@ -13,6 +13,8 @@ from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+from altclip_jax.sentences import list_some
+
 _BRING_BACK = "Bring it back, on its own disk, and go on."
 _BRACES = re.compile(r"\{(\d+)\.\.(\d+)\}|\{([^{}]*,[^{}]*)\}")
 
@@ -124,8 +126,7 @@ def expanded(pattern: str | os.PathLike[str]) -> list[Path]:
         if not found:
             missing.append(name)
     if missing:
-        named = ", ".join(missing[:10]) + (f" and {len(missing) - 10} more" if len(missing) > 10 else "")
-        raise FileNotFoundError(f"There is no file {named}.")
+        raise FileNotFoundError(f"There is no file {list_some(missing)}.")
     return paths
 
 

@@ -9,6 +9,7 @@ from typing import Any
 
 from altclip_jax.evaluation.collection import UNKNOWN
 from altclip_jax.files.json_file import parse_json, parse_toml
+from altclip_jax.sentences import list_some
 
 Names = tuple[str, ...]  # of one class in one language; empty: it has none
 Templates = Mapping[str, Sequence[str]]
@@ -44,7 +45,7 @@ class Classes:
         several -= certain.keys()
         wrong = sorted({label for label in labels if label not in known or label in several})
         if wrong:
-            shown = ", ".join(map(repr, wrong[:10])) + (f" and {len(wrong) - 10} more" if len(wrong) > 10 else "")
+            shown = list_some(list(map(repr, wrong)))
             raise ValueError(
                 f"The data have the label{'s' * (len(wrong) > 1)} {shown}, which the classes do not tell apart:"
                 f" expected their keys ({', '.join(self.keys[:3])}, ...), their numbers from 0 to"

@@ -14,6 +14,7 @@ from typing import Any, Literal
 
 from altclip_jax.files.json_file import read_json_object, write_json
 from altclip_jax.files.staging import staged_name
+from altclip_jax.sentences import list_some
 
 Kind = Literal["store", "run", "index", "programs"]
 MARKER = ".altclip_jax.json"
@@ -57,7 +58,7 @@ def refuse_others(folder: Path, kind: Kind) -> None:
         )
     others = [name for name in names if name not in _NOTHING and staged_name(name) is None]
     if found is None and others:
-        shown = ", ".join(others[:_SHOWN]) + (f" and {len(others) - _SHOWN} more" if len(others) > _SHOWN else "")
+        shown = list_some(others, _SHOWN)
         raise FileExistsError(
             f"{folder} is not empty, and `{_WRITTEN_BY[kind]}` has not written what is there ({shown}), so it changes"
             " nothing: name a folder that is new or empty."

@@ -16,14 +16,13 @@ from orbax.checkpoint import checkpoint_managers as policies
 
 from altclip_jax.files.json_file import write_bytes
 from altclip_jax.files.staging import refusals_explained
+from altclip_jax.sentences import some_lines
 from altclip_jax.training.config import CheckpointSettings, RunConfig
 from altclip_jax.training.description import Files, describe, differences, read_description, with_own_past
 from altclip_jax.training.processes import barrier, is_first
 from altclip_jax.training.state import TrainState
 from altclip_jax.weights.convert import Params
 from altclip_jax.weights.pretrained import orbax_shapes
-
-_SHOWN = 20  # differences
 
 
 class _Manager(ocp.CheckpointManager):  # type: ignore[misc]
@@ -247,10 +246,9 @@ class CheckpointStore:
         before = read_description(found)
         config = with_own_past(config, before)
         if found := differences(describe(config, files), before):
-            shown = found[:_SHOWN] + ([f"and {len(found) - _SHOWN} more"] if len(found) > _SHOWN else [])
             raise ValueError(
                 f"The run in {self._folder.parent} was started with other settings (its own -> yours):\n  - "
-                + "\n  - ".join(shown)
+                + "\n  - ".join(some_lines(found))
                 + "\nGo on with its own settings, or choose another folder for a new run."
             )
         return config
@@ -308,10 +306,9 @@ class CheckpointStore:
             if have.get(name) != want.get(name)
         ]
         if faults:
-            shown = faults[:_SHOWN] + ([f"and {len(faults) - _SHOWN} more"] if len(faults) > _SHOWN else [])
             raise ValueError(
                 f"The checkpoint of step {step} in {self._folder} does not fit this run (there -> here):\n  - "
-                + "\n  - ".join(shown)
+                + "\n  - ".join(some_lines(faults))
             )
 
     @contextlib.contextmanager

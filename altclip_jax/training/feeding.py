@@ -20,6 +20,7 @@ from altclip_jax.data.sources import Mixture, open_sources
 from altclip_jax.data.text_pair_stream import TextPairStream
 from altclip_jax.processing.processor import AltCLIPProcessor
 from altclip_jax.processing.tokenizer import BaseTokenizer
+from altclip_jax.sentences import list_some
 from altclip_jax.training.config import DataSettings, RunConfig, SourceSettings, made_augmentation
 from altclip_jax.training.features import Features
 
@@ -39,10 +40,9 @@ class Lookup(NamedTuple):
         """
         ids = arrays[self.by]
         if lost := sorted(set(ids[~self.features.there[ids]].tolist())):
-            shown = ", ".join(map(str, lost[:10])) + (f" and {len(lost) - 10} more" if len(lost) > 10 else "")
             raise ValueError(
-                f"There are no {self.name} of {self.by} {shown}, and zeros in their place would be learned from. Remove"
-                " features/ in the run's folder, and run the same command again: they are computed anew."
+                f"There are no {self.name} of {self.by} {list_some(lost)}, and zeros in their place would be learned"
+                " from. Remove features/ in the run's folder, and run the same command again: they are computed anew."
             )
         return {**arrays, self.name: self.features.rows[ids]}
 

@@ -13,12 +13,12 @@ from typing import Any
 import jax
 import numpy as np
 
+from altclip_jax.sentences import some_lines
 from altclip_jax.training.description import told
 from altclip_jax.training.processes import exchanged
 
 _PACKAGES = ("altclip-jax", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy")
 _OWN_MATTER = ("data.threads", "data.prefetch", "logging")
-_SHOWN = 20
 
 
 def require_same(description: Mapping[str, Any]) -> None:
@@ -43,10 +43,9 @@ def require_same(description: Mapping[str, Any]) -> None:
     padded[: len(text)] = np.frombuffer(text, np.uint8)
     texts = exchanged(padded)
     found = differing([json.loads(row[:size].tobytes()) for row, size in zip(texts, sizes, strict=True)])
-    more = [f"and {len(found) - _SHOWN} more"] if len(found) > _SHOWN else []
     raise ValueError(
         "The processes of this run were not started alike:\n  - "
-        + "\n  - ".join([*found[:_SHOWN], *more])
+        + "\n  - ".join(some_lines(found))
         + "\nStart all of them with the same command, on the same files, with the same packages."
     )
 

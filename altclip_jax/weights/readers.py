@@ -13,6 +13,7 @@ from typing import Any, Self
 from numpy.typing import NDArray
 
 from altclip_jax.files.checkpoint_folder import ORBAX, WEIGHT_FILES
+from altclip_jax.sentences import list_some
 from altclip_jax.weights.file_kind import open_regular
 from altclip_jax.weights.safetensors_file import read_safetensors
 from altclip_jax.weights.shard_index import INDEX_SUFFIX, placement_faults, read_index
@@ -161,10 +162,9 @@ def _open_shards(index: Path) -> Checkpoint:
 
 def _nothing_found(folder: Path) -> str:
     names = sorted(entry.name for entry in folder.iterdir())
-    listed = ", ".join(names[:10]) + (f" and {len(names) - 10} more" if len(names) > 10 else "")
     sentences = [
         f"{folder} holds no weights that can be read: none of {', '.join(WEIGHT_FILES)} is there",
-        f"It holds {listed or 'nothing'}",
+        f"It holds {list_some(names) or 'nothing'}",
     ]
     for suffix, what in _FOREIGN.items():
         if foreign := [name for name in names if name.endswith(suffix)]:

@@ -412,12 +412,10 @@ def build_clip(
     tokenizer.decoder = decoders.ByteLevel()
     # a token that no piece stands for is an added one, and gets the next id
     tokenizer.add_special_tokens([token for token in (begin, end, roles["unk_token"]) if token not in vocabulary])
+    ids = tokenizer.get_vocab()  # with the added ones
     tokenizer.post_processor = processors.RobertaProcessing(
-        sep=(end, tokenizer.token_to_id(end)),
-        cls=(begin, tokenizer.token_to_id(begin)),
-        add_prefix_space=False,
-        trim_offsets=False,
-    )
+        (end, ids[end]), (begin, ids[begin]), add_prefix_space=False, trim_offsets=False
+    )  # by position: tokenizers 0.23 has another name for the second
     return tokenizer
 
 

@@ -100,7 +100,7 @@ def _export(options: argparse.Namespace) -> None:
 
 
 def _export_run(options: argparse.Namespace, target: str) -> int:
-    from altclip_jax.training.folder import export
+    from altclip_jax.training.run_folder import export
 
     quiet_storage()
     return export(options.source, target, step=options.step, best=options.best, average=not options.no_average)

@@ -28,12 +28,11 @@ from altclip_jax.model.clip import CLIPTextModel, CLIPTextModelWithProjection
 from altclip_jax.model.two_towers import TwoTowerModel
 from altclip_jax.planning.exchange import Exchange, exchanges
 from altclip_jax.planning.program import parse
-from altclip_jax.training import folder
 from altclip_jax.training.config import RunConfig
 from altclip_jax.training.objectives import Objective, TeacherLearning
-from altclip_jax.training.partition import split
+from altclip_jax.training.run_folder import open_model
 from altclip_jax.training.stages import check_widths, contrastive_objective
-from altclip_jax.training.state import TrainState
+from altclip_jax.training.state import TrainState, split
 from altclip_jax.training.steps import build_step, model_flops
 from altclip_jax.weights.convert import Params
 from altclip_jax.weights.pretrained import CONFIG
@@ -242,7 +241,7 @@ def abstract_step(config: RunConfig, mesh: Mesh) -> Step:
         ValueError: settings, model and mesh do not fit each other.
     """
     parallel.local_rows(mesh, config.batch_size)
-    model = folder.open_model(config, _config_file(config.model.source))
+    model = open_model(config, _config_file(config.model.source))
     trained, locked = split(model.param_shapes(), config.model.train, config.model.frozen)
     stage = _teacher_learning if config.stage == "teacher" else _contrastive
     objective, helper, parts, batch = stage(config, mesh, model)

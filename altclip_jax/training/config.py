@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 import os
 import re
+import tomllib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
@@ -18,12 +19,33 @@ from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, Pos
 
 from altclip_jax.data.augment import Augmentation
 from altclip_jax.data.sources import SourceSpec
-from altclip_jax.files.json_file import parse_toml
+from altclip_jax.files.json_file import DEEPEST, parse_toml
 from altclip_jax.processing.image import Orientation
-from altclip_jax.training.config_values import anchor, override, place, shown, with_defaults
 
 Stage = Literal["teacher", "contrastive"]
 Share = Annotated[float, Field(ge=0, lt=1)]
+
+# Chen et al. 2022, table 6; what a stage's file does not say.
+_STAGE_DEFAULTS: dict[str, dict[str, Any]] = {
+    "teacher": {
+        "steps": 238_620,
+        "model": {"train": ["text_model"]},
+        "optimizer": {"learning_rate": 1e-4, "weight_decay": 0.1, "warmup_steps": 500, "clip_norm": 1.0},
+    },
+    "contrastive": {
+        "steps": 2_000,
+        "model": {"train": ["text_model", "text_projection", "logit_scale"]},
+        "optimizer": {"learning_rate": 2e-6, "weight_decay": 0.05, "warmup_steps": 2_000, "clip_norm": 5.0},
+    },
+}
+# An optimizer's own custom where the paper's table, which is of AdamW, does not speak of it.
+_OPTIMIZER_DEFAULTS: dict[str, dict[str, Any]] = {
+    "adam": {"weight_decay": 0.0},
+    "sgd": {"weight_decay": 0.0, "betas": (0.9, 0.999)},  # the first is the momentum
+    "lion": {"betas": (0.9, 0.99)},
+    "lamb": {"betas": (0.9, 0.999)},
+    "muon": {"betas": (0.9, 0.999)},  # of Adam, for what is no matrix of a layer
+}
 
 
 class _Settings(pydantic.BaseModel):
@@ -275,7 +297,7 @@ class RunConfig(_Settings):
             ) from None
         except ValueError as error:
             raise ValueError(f"{file} is not valid TOML ({error}).") from None
-        anchor(values, file.parent)
+        _anchor(values, file.parent)
         for setting in overrides:
             override(values, setting)
         return cls.from_values(values, str(file))
@@ -288,9 +310,11 @@ class RunConfig(_Settings):
             ValueError: settings are unknown, missing or make no sense; all are named.
         """
         try:
-            return cls.model_validate(with_defaults(values))
+            return cls.model_validate(_with_defaults(values))
         except pydantic.ValidationError as error:
-            faults = [f"{place(fault['loc'])}{fault['msg']} (got {shown(fault['input'])})" for fault in error.errors()]
+            faults = [
+                f"{_place(fault['loc'])}{fault['msg']} (got {_shown(fault['input'])})" for fault in error.errors()
+            ]
             raise ValueError(f"{subject} is not the configuration of a run:\n  - " + "\n  - ".join(faults)) from None
 
     def to_dict(self) -> dict[str, Any]:
@@ -311,3 +335,69 @@ def made_augmentation(values: Mapping[str, Any]) -> Augmentation:
     """Returns the augmentation that a file's table describes, whose pairs are lists."""
     fields: Any = {name: tuple(value) if isinstance(value, list) else value for name, value in values.items()}
     return Augmentation(**fields)
+
+
+def _with_defaults(values: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns the values with the defaults of their stage, and of their optimizer, where they say nothing."""
+    merged = dict(values)
+    for name, default in _STAGE_DEFAULTS.get(str(values.get("stage")), {}).items():
+        given = merged.setdefault(name, {} if isinstance(default, Mapping) else default)
+        if isinstance(default, Mapping) and isinstance(given, Mapping):
+            own = _OPTIMIZER_DEFAULTS.get(str(given.get("name")), {}) if name == "optimizer" else {}
+            merged[name] = {**default, **own, **given}
+    return merged
+
+
+def _anchor(values: dict[str, Any], folder: Path) -> None:
+    """Makes paths that exist beside the file independent of where the command runs."""
+    data = values.get("data")
+    sources = [
+        item for name in ("train", "evaluate") for item in (data.get(name) or [] if isinstance(data, dict) else [])
+    ]
+    for table, key in [
+        (values.get("model"), "source"),
+        (values.get("teacher"), "source"),
+        *((item, "path") for item in sources),
+    ]:
+        if isinstance(table, dict) and isinstance(table.get(key), str):
+            beside = folder / table[key]
+            is_path = key == "path" or beside.exists() or table[key].startswith((".", "/"))
+            table[key] = str(beside.resolve()) if is_path else table[key]
+
+
+def override(values: dict[str, Any], setting: str) -> None:
+    """Puts what "key=value" says into the values.
+
+    Raises:
+        ValueError: it is not of that form, or there is no such place.
+    """
+    name, equals, text = setting.partition("=")
+    if not equals or not name:
+        raise ValueError(f"{setting!r} is not of the form key=value, such as optimizer.learning_rate=1e-3.")
+    try:
+        value = parse_toml(f"value = {text}")["value"]
+    except tomllib.TOMLDecodeError:
+        value = text  # a string that needs no quotes, as on any command line
+    except ValueError as error:
+        raise ValueError(f"{_shown(setting)} is no setting: {error}.") from None
+    *parents, last = name.split(".")
+    if len(parents) > DEEPEST:
+        raise ValueError(f"{_shown(setting)} names no setting: it nests more than {DEEPEST} levels deep.")
+    try:
+        node: Any = values
+        for parent in parents:
+            node = node[int(parent)] if isinstance(node, list) else node.setdefault(parent, {})
+        node[int(last) if isinstance(node, list) else last] = value
+    except (TypeError, ValueError, IndexError, AttributeError):
+        raise ValueError(f"{setting!r} names no setting: there is no place {name} in this file.") from None
+
+
+def _place(location: Sequence[Any]) -> str:
+    """Returns where a fault lies, in front of a sentence that tells it."""
+    return ".".join(map(str, location)) + ": " if location else ""
+
+
+def _shown(value: Any) -> str:
+    """Returns a value as a sentence quotes it."""
+    text = repr(value)
+    return text if len(text) <= 80 else text[:77] + "..."

@@ -14,7 +14,6 @@ from typing import Any
 import altclip_jax
 from altclip_jax.data.files import expanded, matching, named_within
 from altclip_jax.training.config import RunConfig, SourceSettings
-from altclip_jax.training.config_values import flat, table_of
 
 Files = list[list[Any]]  # of a source, in order: [name, bytes]
 
@@ -86,7 +85,7 @@ def read_description(found: Mapping[str, Any]) -> dict[str, Any]:
             f" {by['format']}): go on with that release, or a later one."
         )
     for name, value in BEFORE.items():
-        table, key = table_of(values, name)
+        table, key = _table_of(values, name)
         table.setdefault(key, value)
     if by["format"] == 1 and "files" in values:
         sizes = values["files"]
@@ -117,7 +116,7 @@ def with_own_past(config: RunConfig, found: Mapping[str, Any]) -> RunConfig:
     values = config.to_dict()
     for name in BEFORE:
         if not config.says(name):
-            (ours, key), (theirs, _) = table_of(values, name), table_of(found, name)
+            (ours, key), (theirs, _) = _table_of(values, name), _table_of(found, name)
             if key in theirs:  # not in a table that this stage has not
                 ours[key] = theirs[key]
     return RunConfig.from_values(values)
@@ -150,9 +149,9 @@ def differences(ours: Mapping[str, Any], theirs: Mapping[str, Any]) -> list[str]
 
 def told(description: Mapping[str, Any]) -> dict[str, Any]:
     """Returns a description by dotted names, those of its sources and their files among them."""
-    values = flat({name: value for name, value in description.items() if name != "files"})
+    values = _flat({name: value for name, value in description.items() if name != "files"})
     for place, source in enumerate(values.pop("data.train", [])):
-        values |= flat(source, f"data.train.{place}.")
+        values |= _flat(source, f"data.train.{place}.")
     for place, files in enumerate(description.get("files", [])):
         here = f"data.train.{place}.files"
         values |= {f"{here}.{name}": size for name, size in files}
@@ -203,3 +202,20 @@ def _are_same(name: str, was: Any, now: Any) -> bool:
     if name in _MODELS and any(PurePath(str(place)).is_absolute() for place in (was, now)):
         return PurePath(str(was)).name == PurePath(str(now)).name
     return bool(was == now)
+
+
+def _table_of(values: Any, name: str) -> tuple[dict[str, Any], str]:
+    """Returns the table that a dotted name lies in, made if need be, and its last part; for null a table of nobody."""
+    *parents, last = name.split(".")
+    for parent in parents:
+        values = values.setdefault(parent, {})
+        if values is None:
+            return {}, last
+    return values, last
+
+
+def _flat(values: Any, prefix: str = "") -> dict[str, Any]:
+    """Returns nested values by dotted names."""
+    if isinstance(values, Mapping) and values:
+        return {name: leaf for key, value in values.items() for name, leaf in _flat(value, f"{prefix}{key}.").items()}
+    return {prefix.removesuffix("."): list(values) if isinstance(values, tuple) else values}

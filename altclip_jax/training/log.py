@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import math
 import os
 import sys
-from collections.abc import Mapping
+import time
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, Self
 
@@ -97,6 +99,46 @@ class RunLog:
             for name, value in values.items():
                 if name != "step":
                     self._board.add_scalar(f"{prefix}/{name}", value, entry["step"])
+
+
+class Throughput:
+    """How many steps are done in a second; the first, which compiles, evaluation and saving do not count."""
+
+    def __init__(self) -> None:
+        self._all = [0, 0.0, 0.0]  # steps, seconds, seconds of waiting
+        self._recent = [0, 0.0, 0.0]
+        self._mark: float | None = None
+
+    def step(self, waited: float) -> None:
+        """Counts a step, of which so many seconds were spent waiting for input."""
+        now = time.perf_counter()
+        if self._mark is not None:
+            for counts in (self._all, self._recent):
+                counts[0] += 1
+                counts[1] += now - self._mark
+                counts[2] += waited
+        self._mark = now
+
+    @contextlib.contextmanager
+    def paused(self) -> Iterator[None]:
+        """Does not count the time in the context."""
+        yield
+        self._mark = time.perf_counter()
+
+    def lately(self) -> tuple[float, float]:
+        """Returns steps per second and the share of waiting since the last call."""
+        speed = _rates(self._recent)
+        self._recent = [0, 0.0, 0.0]
+        return speed
+
+    def overall(self) -> tuple[float, float]:
+        """Returns steps per second and the share of waiting since the beginning."""
+        return _rates(self._all)
+
+
+def _rates(counts: list[Any]) -> tuple[float, float]:
+    steps, seconds, waited = counts
+    return (steps / seconds, min(waited / seconds, 1.0)) if seconds else (0.0, 0.0)
 
 
 _SHOWN = ("loss", "learning_rate", "samples_per_second", "waiting")

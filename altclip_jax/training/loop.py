@@ -20,13 +20,11 @@ from altclip_jax.training.description import Files, describe, files_of
 from altclip_jax.training.evaluate import summary
 from altclip_jax.training.feeding import Coming
 from altclip_jax.training.flops import measured_peak
-from altclip_jax.training.folder import claim_folder, export, held
 from altclip_jax.training.interrupt import Stopped, StopRequest
-from altclip_jax.training.log import RunLog
-from altclip_jax.training.pace import Pace
-from altclip_jax.training.processes import Agreement, Concern, OtherSamplesError
+from altclip_jax.training.log import RunLog, Throughput
+from altclip_jax.training.processes import Agreement, Concern, OtherSamplesError, require_same
 from altclip_jax.training.run import Run, build
-from altclip_jax.training.same import require_same
+from altclip_jax.training.run_folder import claim_folder, export, held
 from altclip_jax.training.state import TrainState
 
 
@@ -119,7 +117,7 @@ class _Loop:
         self._run, self._store, self._log, self._stop, self._watch = run, store, log, stop, watch
         self._metrics: dict[str, float] = {}  # of the last evaluation
         self._saved: int | None = store.latest()
-        self._pace = Pace()
+        self._throughput = Throughput()
         self._flops = 0.0
 
     def until_done(self, state: TrainState) -> Outcome:
@@ -150,11 +148,11 @@ class _Loop:
                 saves, evaluates = self._due(step)
                 if saves or evaluates:
                     self._settle(pending)  # before the clock is looked at: this wait is the step's own
-                self._pace.step(batch.waited)
+                self._throughput.step(batch.waited)
                 if step % config.logging.every == 0 or step == config.steps:
                     self._tell(step, batch, metrics)
                 if saves or evaluates:
-                    with self._pace.paused():
+                    with self._throughput.paused():
                         found = None
                         if evaluates and not concern:
                             found, concern = self._evaluated(step, state)
@@ -246,7 +244,7 @@ class _Loop:
         config = self._run.config
         self._require_finite(batch, metrics)
         values = {name: float(value) for name, value in metrics.items() if name != "finite"}
-        speed, waiting = self._pace.lately()
+        speed, waiting = self._throughput.lately()
         self._log.train(
             step,
             {
@@ -259,7 +257,7 @@ class _Loop:
 
     def _speed(self) -> dict[str, float]:
         """Returns samples per second, the share of waiting for input, and that of the peak of matrix products."""
-        steps_per_second, waiting = self._pace.overall()
+        steps_per_second, waiting = self._throughput.overall()
         if not steps_per_second:
             return {}
         config = self._run.config

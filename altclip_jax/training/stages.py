@@ -28,12 +28,11 @@ from altclip_jax.training.description import features_of, read_features_of
 from altclip_jax.training.evaluate import image_text_metrics, text_pair_metrics
 from altclip_jax.training.features import Features, Pieces, computed_once
 from altclip_jax.training.feeding import Lookup, image_text_stream, text_pair_stream
-from altclip_jax.training.folder import load_locked, require_teacher
 from altclip_jax.training.objectives import Contrastive, Objective, TeacherLearning
-from altclip_jax.training.partition import merge
 from altclip_jax.training.passes import Encoder, Passes, Piece, joined
 from altclip_jax.training.processes import find
-from altclip_jax.training.state import TrainState
+from altclip_jax.training.run_folder import load_locked, require_teacher
+from altclip_jax.training.state import TrainState, merge
 from altclip_jax.weights.convert import Params
 from altclip_jax.weights.pretrained import CONFIG, WEIGHTS
 

@@ -22,8 +22,7 @@ from altclip_jax.training.flops import product_flops
 from altclip_jax.training.losses import gather, interleave
 from altclip_jax.training.objectives import Batch, Features, Objective, dropout_rates
 from altclip_jax.training.optimizer import make_optimizer
-from altclip_jax.training.partition import merge
-from altclip_jax.training.state import TrainState, initial_state
+from altclip_jax.training.state import TrainState, initial_state, merge
 from altclip_jax.weights.convert import Params
 
 Metrics = dict[str, Array]

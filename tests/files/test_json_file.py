@@ -16,15 +16,14 @@ from altclip_jax.data.webdataset import sample_fields
 from altclip_jax.evaluation.benchmarks.captions import coco_captions
 from altclip_jax.evaluation.classes import read_classes, read_templates
 from altclip_jax.files.json_file import parse_json, parse_toml, read_json_object
-from altclip_jax.training.config import RunConfig
-from altclip_jax.training.config_values import override
+from altclip_jax.training.config import RunConfig, override
 from altclip_jax.training.log import _entries_until
 from altclip_jax.weights.readers import open_checkpoint
 
 ROOT = Path(altclip_jax.__file__).parent
 XLMR = Path(__file__).parents[1] / "data" / "xlmr"
 DEPTHS = [101, 600, 100_000]  # 600 levels Python's own parser takes, and copy.deepcopy does not
-OURS = {"files/json_file.py", "distributed.py", "training/same.py"}  # the last two read what our processes say
+OURS = {"files/json_file.py", "distributed.py", "training/processes.py"}  # the last two read what our processes say
 
 
 def deep(depth):

@@ -7,7 +7,7 @@ import pytest
 
 from altclip_jax import AltCLIPConfig, AltCLIPModel, AltCLIPTextModel, AltCLIPVisionModel, CLIPConfig, CLIPTextModel
 from altclip_jax.model.stacked import stack_layers, unstack_layers
-from altclip_jax.training.partition import merge, split
+from altclip_jax.training.state import merge, split
 
 TEXT = {
     "vocab_size": 60,

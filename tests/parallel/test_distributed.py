@@ -200,7 +200,7 @@ def test_processes_that_were_not_started_alike_are_told_in_what():
     body = """
     from altclip_jax.training.config import RunConfig
     from altclip_jax.training.description import describe
-    from altclip_jax.training.same import require_same
+    from altclip_jax.training.processes import require_same
     require_same(describe(RunConfig.read({recipe!r}, ["batch_size=64", "data.threads={threads}"]), []))
     print("alike so far")
     require_same(describe(RunConfig.read({recipe!r}, ["optimizer.learning_rate={rate}", *{more}]), []))
@@ -220,7 +220,7 @@ def test_processes_that_were_not_started_alike_are_told_in_what():
 def test_uneven_numbers_of_devices_are_told():
     one, other = explicit()
     other[other.index("--local-devices") + 1] = "3"
-    body = "from altclip_jax.training.same import require_same; require_same(None)"
+    body = "from altclip_jax.training.processes import require_same; require_same(None)"
     code, _, error = job([one, other], body, body)
     assert code == 1
     assert "same number of devices, but here: devices: 2 in process 0, 3 in process 1." in error

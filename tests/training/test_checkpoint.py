@@ -13,11 +13,11 @@ import optax
 import pytest
 
 from altclip_jax.parallel import make_mesh, placed, state_shardings
-from altclip_jax.training import folder as run_folder
+from altclip_jax.training import run_folder
 from altclip_jax.training.checkpoint import CheckpointStore, load_tree, save_tree
 from altclip_jax.training.description import describe, files_of
-from altclip_jax.training.folder import export
 from altclip_jax.training.loop import train
+from altclip_jax.training.run_folder import export
 from altclip_jax.training.state import initial_state
 
 

@@ -8,9 +8,8 @@ import pytest
 
 from altclip_jax.inference.pmapped import dealt, replicated, single
 from altclip_jax.training.objectives import Contrastive, TeacherLearning
-from altclip_jax.training.partition import split
 from altclip_jax.training.pmapped import make_pmap_step
-from altclip_jax.training.state import initial_state
+from altclip_jax.training.state import initial_state, split
 from altclip_jax.training.steps import StepSettings, make_train_step
 from altclip_jax.weights.convert import flatten
 

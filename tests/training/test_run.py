@@ -19,9 +19,9 @@ from altclip_jax.parallel import make_mesh, param_shardings, placed
 from altclip_jax.training import feeding, passes
 from altclip_jax.training.checkpoint import CheckpointStore
 from altclip_jax.training.config import RunConfig
-from altclip_jax.training.folder import begin, export, held
 from altclip_jax.training.log import RunLog
 from altclip_jax.training.loop import NotFinite, train
+from altclip_jax.training.run_folder import begin, export, held
 from altclip_jax.weights.convert import flatten
 
 

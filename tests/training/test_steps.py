@@ -12,8 +12,7 @@ from altclip_jax import parallel
 from altclip_jax.model.two_towers import symmetric_cross_entropy
 from altclip_jax.training.flops import product_flops
 from altclip_jax.training.objectives import Contrastive, TeacherLearning, dropout_rates
-from altclip_jax.training.partition import merge, split
-from altclip_jax.training.state import initial_state
+from altclip_jax.training.state import initial_state, merge, split
 from altclip_jax.training.steps import StepSettings, make_train_step, row_keys, value_and_gradient
 from altclip_jax.weights.convert import flatten
 

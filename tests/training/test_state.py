@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from altclip_jax.training.partition import merge, split
+from altclip_jax.training.state import merge, split
 from altclip_jax.weights.convert import flatten
 
 PARAMS = {

@@ -34,8 +34,8 @@ from altclip_jax.processing.processor import IMAGE_PROCESSOR, TOKENIZER, AltCLIP
 from altclip_jax.training.checkpoint import CheckpointStore, load_tree, save_tree
 from altclip_jax.training.config import RunConfig
 from altclip_jax.training.description import config_of, differences, read_description
-from altclip_jax.training.partition import merge, split
 from altclip_jax.training.processes import barrier, find, is_first, whole
+from altclip_jax.training.state import merge, split
 from altclip_jax.weights.convert import Params
 from altclip_jax.weights.fingerprint import VERSION, fingerprint, version_of
 from altclip_jax.weights.pretrained import CONFIG, WEIGHTS, save

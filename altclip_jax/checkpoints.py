@@ -141,7 +141,7 @@ def convert(
 ) -> Description:
     """Writes a checkpoint in another form, with its processor's files, and reads it back to compare every value.
 
-    One that is quantised stays so unless `dequantize` is set.
+    One that is quantized stays so unless `dequantize` is set.
 
     Args:
         source: A folder or hub id.
@@ -151,13 +151,13 @@ def convert(
         form: "safetensors", which transformers reads, or "orbax".
         max_shard_bytes: Above this, safetensors are written as several files and an index.
         quantize: "int8", "int4" or rules: store kernels and tables in few bits, as `from_pretrained` does.
-        dequantize: Write the float weights that a quantised source gives back, which transformers reads. What
-            quantisation took from the original stays lost.
+        dequantize: Write the float weights that a quantized source gives back, which transformers reads. What
+            quantization took from the original stays lost.
         **where: revision, local_files_only, cache_dir of a hub repository.
 
     Raises:
         ValueError: source and target are the same folder, a tower has no part of that name, or the source cannot be
-            quantised or dequantised.
+            quantized or dequantized.
         CheckpointError: the source is damaged, or what was read back differs.
     """
     found, target = hub.find(source, **where), Path(target)
@@ -169,7 +169,7 @@ def convert(
     if have not in ("full", part):
         raise ValueError(f"{source} holds the {have} tower alone, so no {part} model can be made of it.")
     if dequantize and (quantize is not None or read_description(folder) is None):
-        raise ValueError(f"{source} cannot be dequantised: its weights are float, or shall be quantised.")
+        raise ValueError(f"{source} cannot be dequantized: its weights are float, or shall be quantized.")
     found.fetch(pretrained.WEIGHTS, *_PROCESSOR_PARTS[part])
     stored = _shared_dtype(folder) if dtype is None else dtype
     model_class = MODEL_CLASSES[family, part]

@@ -166,7 +166,7 @@ def tables(result: dict[str, Any]) -> str:
 def codes_tables(result: dict[str, Any]) -> str:
     """Return the comparison with torchao."""
     lines = [
-        "### Codes, against torchao's quantisation primitives",
+        "### Codes, against torchao's quantization primitives",
         "",
         f"torchao {result['torchao']}; the error is the norm of what is lost over that of the matrix.",
         "",

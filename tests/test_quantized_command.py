@@ -1,4 +1,4 @@
-"""A model is quantised, asked, and made float again by the command; accuracy is within what is promised."""
+"""A model is quantized, asked, and made float again by the command; accuracy is within what is promised."""
 
 import json
 from pathlib import Path
@@ -74,7 +74,7 @@ def test_made_float_again_it_is_read_everywhere(converted, tmp_path, capsys):
     _, folder = converted
     code, out, err = run(capsys, "convert", folder, tmp_path / "float", "--dequantize", "--dtype", "float32")
     assert code == 0, err
-    assert "what quantisation took from the original stays lost" in out
+    assert "what quantization took from the original stays lost" in out
     again = AltCLIP.from_pretrained(tmp_path / "float")
     small = AltCLIP.from_pretrained(folder, dtype="float32")
     np.testing.assert_allclose(again.encode_text(["cat"]), small.encode_text(["cat"]), atol=1e-5)
@@ -84,7 +84,7 @@ def test_made_float_again_it_is_read_everywhere(converted, tmp_path, capsys):
         }
 
 
-def test_quantised_weights_go_into_every_form_as_they_are(converted, tmp_path, capsys):
+def test_quantized_weights_go_into_every_form_as_they_are(converted, tmp_path, capsys):
     scheme, folder = converted
     for number, options in enumerate((["--form", "orbax"], ["--part", "text"], ["--dtype", "bfloat16"])):
         code, out, err = run(capsys, "convert", folder, tmp_path / str(number), *options, "--json")
@@ -98,7 +98,7 @@ def test_quantised_weights_go_into_every_form_as_they_are(converted, tmp_path, c
         (["--quantize", "int4", "--group-size", "100"], "groups of 100 do not divide the input axis of"),
         (["--quantize", "int8", "--group-size", "64"], "group_size=64 is for int4"),
         (["--group-size", "64"], "--group-size 64 is for --quantize int4"),
-        (["--dequantize"], "cannot be dequantised"),
+        (["--dequantize"], "cannot be dequantized"),
     ],
 )
 def test_mistakes_are_sentences(options, words, tmp_path, capsys):

@@ -34,7 +34,7 @@ def add_commands(commands: Any) -> None:
     convert.add_argument("--max-shard-bytes", type=int, default=5_000_000_000, metavar="N", help="default: %(default)s")
     bits = convert.add_mutually_exclusive_group()
     bits.add_argument("--quantize", choices=["int8", "int4"], help="store kernels and tables in few bits")
-    bits.add_argument("--dequantize", action="store_true", help="write the float weights that a quantised source gives")
+    bits.add_argument("--dequantize", action="store_true", help="write the float weights that a quantized source gives")
     convert.add_argument(
         "--group-size", type=int, metavar="N", help="of int4; default: 128, or 64 or 32 where it does not divide"
     )
@@ -82,9 +82,9 @@ def _convert(options: argparse.Namespace) -> None:
     if not options.json:
         print("verified: every value was read back as it was written")
         if options.quantize:
-            print("quantised: this is lossy, keep the float weights; transformers does not read these")
+            print("quantized: this is lossy, keep the float weights; transformers does not read these")
         elif options.dequantize:
-            print("dequantised: what the few bits hold; what quantisation took from the original stays lost")
+            print("dequantized: what the few bits hold; what quantization took from the original stays lost")
 
 
 def _init(options: argparse.Namespace) -> None:
@@ -128,7 +128,7 @@ def _print_description(description: Any, as_json: bool) -> None:
 
         groups = description.quantization.get("group_sizes")
         of = f", in groups of {' and '.join(map(str, groups))}" if groups else ""
-        print(f"  quantised: {counted(description.quantization['tensors'])}{of}")
+        print(f"  quantized: {counted(description.quantization['tensors'])}{of}")
     towers = {name: value for name, value in description.config.items() if name in ("text_config", "vision_config")}
     for name, values in (towers or {"config": description.config}).items():
         print(f"  {name}: " + ", ".join(f"{key} {values[key]}" for key in _SHOWN if key in values))

@@ -188,7 +188,7 @@ def lower(
         if size > MOST_BYTES:
             raise ValueError(
                 f"The weights of the program {program.name!r} take {size:,} bytes, and a file with weights inside holds"
-                f" {MOST_BYTES:,}: pass weights='beside', store them in param_dtype='bfloat16', or quantise."
+                f" {MOST_BYTES:,}: pass weights='beside', store them in param_dtype='bfloat16', or quantize."
             )
         weights = {}
 

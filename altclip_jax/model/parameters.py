@@ -20,7 +20,7 @@ from altclip_jax.weights.quantized import QuantizedArray, as_array
 
 
 def stored_param(module: nn.Module, name: str, init: Any, shape: tuple[int, ...], dtype: DTypeLike) -> Any:
-    """What `module.param` gives, or a quantised leaf as it is.
+    """What `module.param` gives, or a quantized leaf as it is.
 
     Raises:
         ValueError: the leaf is that of another shape.
@@ -30,7 +30,7 @@ def stored_param(module: nn.Module, name: str, init: Any, shape: tuple[int, ...]
         return module.param(name, init, shape, dtype)
     if found.shape != shape:
         path = "/".join((*module.path, name))
-        raise ValueError(f"The quantised parameter {path} has the shape {found.shape}, expected {shape}.")
+        raise ValueError(f"The quantized parameter {path} has the shape {found.shape}, expected {shape}.")
     return found
 
 

@@ -68,7 +68,7 @@ class PretrainedModel(nn.Module):
         A tower's class also reads a full checkpoint and takes its own part. Files are looked for in this order:
         model.safetensors, its shards, pytorch_model.bin, its shards; .bin files are read without torch, and no code
         in them is run. A float checkpoint is never held whole in another dtype than `param_dtype`; one that is
-        quantised on disk is loaded as it is, without being asked for.
+        quantized on disk is loaded as it is, without being asked for.
 
         Args:
             source: A folder with config.json and weights, or the id of a hub repository such as "BAAI/AltCLIP".
@@ -87,7 +87,7 @@ class PretrainedModel(nn.Module):
 
         Raises:
             CheckpointError: the weights do not fit the configuration or a file is damaged; all faults are named.
-            ValueError: the weights cannot be quantised as asked.
+            ValueError: the weights cannot be quantized as asked.
             OSError: there is no such folder, file or repository, or no network.
         """
         model, params = pretrained.load(
@@ -143,10 +143,10 @@ class PretrainedModel(nn.Module):
             quantize: "int8", "int4" or rules, as in `from_pretrained`, which needs less memory.
 
         Raises:
-            ValueError: the rules do not fit the model, or some of it is quantised already.
+            ValueError: the rules do not fit the model, or some of it is quantized already.
         """
         if is_quantized(params):
-            raise ValueError("These parameters are quantised already: quantise the float ones they were made of.")
+            raise ValueError("These parameters are quantized already: quantize the float ones they were made of.")
         forms = plan_forms(flatten(params), quantize, self.params_prefix)
         return quantize_tree(params, forms, table=self.rule_table, prefix=self.params_prefix)
 

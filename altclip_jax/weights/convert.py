@@ -69,7 +69,7 @@ def params_from_tensors(
     Args:
         infos: What the file holds, by its own names.
         read: Gives a tensor's data by that name; by a name and slices, a part of it.
-        expected: The tree of the model: leaves with a shape, quantised where the file is. Tensors of a full model's
+        expected: The tree of the model: leaves with a shape, quantized where the file is. Tensors of a full model's
             other parts are left alone.
         table: The names of the file's family.
         prefix: Where in a full model `expected` is.
@@ -77,7 +77,7 @@ def params_from_tensors(
         subject: What the error message calls the file.
         shardings: Which device keeps which piece of each parameter; only what this process keeps is read. None: one
             device keeps all.
-        forms: By path, what is quantised while it is read: whole, for however many devices.
+        forms: By path, what is quantized while it is read: whole, for however many devices.
 
     Raises:
         CheckpointError: tensors are missing, unexpected, of a wrong shape or dtype, given twice, or hold numbers that
@@ -198,7 +198,7 @@ def quantize_tree(
             continue
         placed = {part: _put(rules.to_param(codes, rule[1], codes.dtype)) for part, codes in found.items()}
         made |= joined({path: placed}, leaf.dtype)
-    refuse_infinite("The quantised model", faults)
+    refuse_infinite("The quantized model", faults)
     return unflatten(made)
 
 

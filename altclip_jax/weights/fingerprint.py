@@ -48,7 +48,7 @@ def fingerprint(params: Params, version: int = VERSION) -> str:
     """Returns a text that is another for all other parameters, dtypes and ways to store them in few bits.
 
     Args:
-        params: Arrays, quantised or not, on whichever devices of this process.
+        params: Arrays, quantized or not, on whichever devices of this process.
         version: The current one, or 1 to compare with what 0.1.0 has written.
 
     Raises:

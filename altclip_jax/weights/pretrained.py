@@ -135,14 +135,14 @@ def _forms_to_make(
 ) -> dict[str, Form]:
     if described is not None:
         raise ValueError(
-            f"{folder} is quantised already ({counted(described.get('tensors'))}): leave quantize={quantize!r} away, or"
+            f"{folder} is quantized already ({counted(described.get('tensors'))}): leave quantize={quantize!r} away, or"
             " start from the float checkpoint."
         )
     forms = plan_forms(shapes, quantize, prefix)
     if weights_in(folder).name == ORBAX:
         raise ValueError(
-            f"{folder} is an orbax checkpoint, which is not quantised while it is read: make safetensors of it with"
-            " `altclip convert` and quantise these."
+            f"{folder} is an orbax checkpoint, which is not quantized while it is read: make safetensors of it with"
+            " `altclip convert` and quantize these."
         )
     return forms
 
@@ -274,7 +274,7 @@ def load_orbax(
 ) -> Params:
     """Reads a parameter tree that `save_orbax` wrote, in the dtypes of `expected`, onto one device or as placed.
 
-    Quantised leaves give back arrays of `dtype`.
+    Quantized leaves give back arrays of `dtype`.
     """
     import orbax.checkpoint as ocp
 

@@ -134,7 +134,7 @@ def plan_forms(
         standard = {rule for scheme in get_args(Scheme) for rule in quantization_rules(scheme)}
         faults += [f"no parameter has the path {rule.pattern!r}" for rule in wanted if rule not in used | standard]
     if faults:
-        raise ValueError("The model cannot be quantised by these rules:\n  - " + "\n  - ".join(faults))
+        raise ValueError("The model cannot be quantized by these rules:\n  - " + "\n  - ".join(faults))
     return forms
 
 
@@ -162,7 +162,7 @@ def _form(path: str, shape: tuple[int, ...], rule: QuantizationRule) -> Form | s
 def quantized_shapes(
     shapes: Mapping[str, Any], forms: Mapping[str, Form], table: rules.RuleTable, prefix: str = ""
 ) -> dict[str, Any]:
-    """Returns {path: shape and dtype} with a quantised leaf of shapes and dtypes for each of `forms`."""
+    """Returns {path: shape and dtype} with a quantized leaf of shapes and dtypes for each of `forms`."""
     leaves = dict(shapes)
     for path, form in forms.items():
         rule = table.name_of(prefix + path)

@@ -139,7 +139,7 @@ def take_rows(table: Any, ids: Int[Array, " ..."]) -> Float[Array, "... embed"]:
 
 
 def parts(tree: Any) -> dict[str, Any]:
-    """Returns a tree of plain arrays: a dict of its parts in the place of each quantised leaf."""
+    """Returns a tree of plain arrays: a dict of its parts in the place of each quantized leaf."""
     found: dict[str, Any] = _mapped(tree, lambda leaf: _parts_of(leaf) if isinstance(leaf, QuantizedArray) else leaf)
     return found
 
@@ -149,7 +149,7 @@ def _parts_of(leaf: QuantizedArray) -> dict[str, Any]:
 
 
 def joined(tree: Mapping[str, Any], dtype: Any) -> dict[str, Any]:
-    """Undoes `parts`; the quantised leaves give back arrays of `dtype`."""
+    """Undoes `parts`; the quantized leaves give back arrays of `dtype`."""
     made: dict[str, Any] = {}
     for key, value in tree.items():
         if isinstance(value, Mapping):

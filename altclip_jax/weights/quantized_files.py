@@ -1,4 +1,4 @@
-"""What folders with quantised weights say of them, and how their parameters' forms are told from what they hold.
+"""What folders with quantized weights say of them, and how their parameters' forms are told from what they hold.
 
 config.json has, beside what every model's has,
 
@@ -51,7 +51,7 @@ def read_description(folder: Path) -> dict[str, Any] | None:
     if found.get("quant_method") != METHOD:
         raise CheckpointError(
             f"{where} has quant_method {found.get('quant_method')!r}: such weights are not read here, get the float"
-            " ones and quantise them with `altclip convert --quantize`"
+            " ones and quantize them with `altclip convert --quantize`"
         )
     version = found.get("version")
     if version != VERSION:
@@ -63,10 +63,10 @@ def read_description(folder: Path) -> dict[str, Any] | None:
 
 
 def refuse_quantized(folder: Path, doing: str) -> None:
-    """Raises ValueError where the weights of a folder are quantised and something needs float ones."""
+    """Raises ValueError where the weights of a folder are quantized and something needs float ones."""
     if read_description(folder) is not None:
         raise ValueError(
-            f"{folder} is quantised, and {doing} needs float weights: start from the checkpoint it was made of, or make"
+            f"{folder} is quantized, and {doing} needs float weights: start from the checkpoint it was made of, or make"
             " one of it with `altclip convert --dequantize`, which is lossy."
         )
 
@@ -98,7 +98,7 @@ def check_description(described: Mapping[str, Any] | None, dtypes: Mapping[str, 
     said = {} if described is None else described.get("tensors")
     if held != said:
         raise CheckpointError(
-            f"config.json says that {counted(said)} are quantised, and {subject} holds {counted(held)}: the two are of"
+            f"config.json says that {counted(said)} are quantized, and {subject} holds {counted(held)}: the two are of"
             " different checkpoints, or one is damaged"
         )
 
@@ -137,7 +137,7 @@ def forms_in_tree(found: Mapping[str, Any], shapes: Mapping[str, Any]) -> dict[s
 
 
 def check_scales(params: Mapping[str, Any], subject: str) -> None:
-    """Raises CheckpointError naming quantised parameters whose scales or zero points are damaged."""
+    """Raises CheckpointError naming quantized parameters whose scales or zero points are damaged."""
     faults = []
     for path, leaf in params.items():
         if not isinstance(leaf, QuantizedArray):
@@ -151,7 +151,7 @@ def check_scales(params: Mapping[str, Any], subject: str) -> None:
 
 
 def check_reach(params: Mapping[str, Any], subject: str) -> None:
-    """Raises CheckpointError naming quantised parameters that give infinite numbers for want of a wider dtype."""
+    """Raises CheckpointError naming quantized parameters that give infinite numbers for want of a wider dtype."""
     faults = []
     for path, leaf in params.items():
         if not isinstance(leaf, QuantizedArray) or not reaches_further(np.float32, leaf.dtype):

@@ -19,7 +19,7 @@ from altclip_jax.weights.narrowing import narrow
 from altclip_jax.weights.stored import aligned_empty
 
 Transform = Literal["same", "linear", "patches"]
-PARTS = ("codes", "scales", "zero_points")  # the last names of what a quantised parameter is stored as
+PARTS = ("codes", "scales", "zero_points")  # the last names of what a quantized parameter is stored as
 
 
 class Rule(NamedTuple):
@@ -69,7 +69,7 @@ class RuleTable:
     def path_of(self, name: str) -> tuple[str, Transform] | None:
         """Returns the path of a canonical name and the transform towards it, or None without a rule.
 
-        The parts of a quantised parameter stand behind its name and its path.
+        The parts of a quantized parameter stand behind its name and its path.
         """
         return _look_up(self._by_name, name, ".", "/")
 
@@ -147,7 +147,7 @@ def _compiled(template: str) -> re.Pattern[str]:
 
 
 def is_part(path: str) -> bool:
-    """Tells whether a path, or a name, is that of a part of a quantised parameter."""
+    """Tells whether a path, or a name, is that of a part of a quantized parameter."""
     return re.split(r"[./]", path)[-1] in PARTS
 
 

@@ -1,6 +1,6 @@
 """A tensor of a file to the dtype or the few bits of its parameter, a block of rows at a time.
 
-No more of it is held in the dtype of the file than a block: a float32 checkpoint becomes a bfloat16 or a quantised
+No more of it is held in the dtype of the file than a block: a float32 checkpoint becomes a bfloat16 or a quantized
 model without ever being a float32 model. Rows are the first axis in PyTorch's layout, which is the output.
 """
 
@@ -39,7 +39,7 @@ def converted_tensor(read: Read, info: TensorInfo, transform: rules.Transform, d
 
 
 def quantized_tensor(read: Read, shape: tuple[int, ...], form: Form, subject: str) -> dict[str, NDArray[Any]]:
-    """Returns the parts of a quantised parameter, each in PyTorch's layout.
+    """Returns the parts of a quantized parameter, each in PyTorch's layout.
 
     Args:
         read: Gives a part of the tensor.
@@ -63,7 +63,7 @@ def quantized_tensor(read: Read, shape: tuple[int, ...], form: Form, subject: st
     def encode(rows: slice) -> None:
         values = narrow(read((rows,)).reshape(-1, width), np.dtype(np.float32))
         if not np.isfinite(values).all():
-            raise CheckpointError(f"{subject} holds values that are not finite, which cannot be quantised")
+            raise CheckpointError(f"{subject} holds values that are not finite, which cannot be quantized")
         for block in _slices(len(values), max(1, _BLOCK_ELEMENTS // width)):
             where = slice(rows.start + block.start, rows.start + block.stop)
             with np.errstate(over="ignore", invalid="ignore"):

@@ -164,7 +164,7 @@ def test_an_image_processor_for_another_size_is_refused(clip, tmp_path):
 
 def test_weights_that_no_file_has_room_for_are_refused_before_anything_is_traced(clip, monkeypatch, tmp_path):
     monkeypatch.setattr(programs, "MOST_BYTES", 1_000_000)
-    with pytest.raises(ValueError, match="pass weights='beside', store them in param_dtype='bfloat16', or quantise"):
+    with pytest.raises(ValueError, match="pass weights='beside', store them in param_dtype='bfloat16', or quantize"):
         export_program(clip, tmp_path, weights="inside")
 
 

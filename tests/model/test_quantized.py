@@ -136,7 +136,7 @@ def test_a_tree_is_taken_apart_into_plain_arrays_and_joined_again(params):
     same_trees(joined(apart, np.float32), params)
 
 
-def test_a_quantised_program_is_exported(params):
+def test_a_quantized_program_is_exported(params):
     run = jax.jit(lambda params, ids, mask: encoders.encode_text(MODEL, params, ids, mask))
     exported = jax.export.export(run, platforms=["cpu", "cuda", "tpu"])(params, IDS, MASK)
     np.testing.assert_array_equal(exported.call(params, IDS, MASK), run(params, IDS, MASK))
@@ -164,7 +164,7 @@ def test_pmap_takes_them_too(params):
     np.testing.assert_allclose(found, encoders.encode_text(MODEL, params, IDS, MASK), atol=1e-6)
 
 
-def test_a_clip_and_relative_positions_are_quantised_too():
+def test_a_clip_and_relative_positions_are_quantized_too():
     clip = CLIPConfig(
         text_config={**TOWER, "vocab_size": 60, "max_position_embeddings": 24, "eos_token_id": 59},
         vision_config=VISION,
@@ -185,6 +185,6 @@ def test_a_leaf_of_another_shape_is_named(params):
         logits({**params, "text_model": wrong})
 
 
-def test_what_is_quantised_is_not_quantised_again(params):
-    with pytest.raises(ValueError, match="quantised already"):
+def test_what_is_quantized_is_not_quantized_again(params):
+    with pytest.raises(ValueError, match="quantized already"):
         MODEL.quantize_params(params, "int8")

@@ -115,7 +115,7 @@ def test_a_conversion_says_it_before_it_writes(saved, tmp_path):
 
 @pytest.fixture(scope="module")
 def finite(large, tmp_path_factory):
-    """The same without what cannot be quantised at all."""
+    """The same without what cannot be quantized at all."""
     model, params = large
     flat = flatten(params)
     bias = np.nan_to_num(flat["text_model/final_norm/bias"], posinf=0.0)

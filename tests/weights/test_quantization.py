@@ -108,7 +108,7 @@ def test_a_group_size_that_is_named_is_kept_or_refused():
     ],
 )
 def test_rules_that_do_not_fit_are_named(rules, words):
-    with pytest.raises(ValueError, match="cannot be quantised by these rules") as caught:
+    with pytest.raises(ValueError, match="cannot be quantized by these rules") as caught:
         plan_forms(FULL, [*rules, *(quantization_rules("int8") if words[:7] != "no rule" else ())])
     assert words in str(caught.value)
 

@@ -1,4 +1,4 @@
-"""Quantised checkpoints: made while a float one is read, written, read again, and refused where they are not sound."""
+"""Quantized checkpoints: made while a float one is read, written, read again, and refused where they are not sound."""
 
 import json
 import shutil
@@ -87,7 +87,7 @@ def same(left, right):
     jax.tree.map(np.testing.assert_array_equal, left, right)
 
 
-def test_quantised_while_it_is_read_is_quantised_afterwards(loaded, source):
+def test_quantized_while_it_is_read_is_quantized_afterwards(loaded, source):
     model, params = loaded
     _, floats = AltCLIPModel.from_pretrained(source)
     scheme = "int4" if any(getattr(leaf, "scheme", "") == "int4" for leaf in flatten(params).values()) else "int8"
@@ -191,7 +191,7 @@ def _float_too(tensors):
     tensors[QUERY] = np.zeros((128, 128), np.float32)
 
 
-def _quantised_bias(tensors):
+def _quantized_bias(tensors):
     tensors[f"{QUERY[:-6]}bias.codes"] = tensors.pop(f"{QUERY[:-6]}bias").astype(np.int8)
 
 
@@ -204,7 +204,7 @@ def _quantised_bias(tensors):
         (_groups_that_do_not_divide, [f"wrong shape: {QUERY}.scales is (128, 3), expected (128, 1)"]),
         (_nan, ["query/kernel are not all positive numbers", "query/kernel are not all finite"]),
         (_float_too, [f"unexpected: {QUERY} (128, 128)"]),
-        (_quantised_bias, ["9 int8 tensors"]),
+        (_quantized_bias, ["9 int8 tensors"]),
     ],
 )
 def test_damage_is_named(damaged, change, words):
@@ -218,8 +218,8 @@ def test_damage_is_named(damaged, change, words):
     [
         ({"version": 2}, "has version 2, and this altclip_jax reads version 1"),
         ({"quant_method": "torchao"}, "has quant_method 'torchao': such weights are not read here"),
-        ({"tensors": {"int4": 20, "int8": 8}}, "says that 20 int4 tensors and 8 int8 tensors are quantised"),
-        ({"tensors": None}, "says that None are quantised"),
+        ({"tensors": {"int4": 20, "int8": 8}}, "says that 20 int4 tensors and 8 int8 tensors are quantized"),
+        ({"tensors": None}, "says that None are quantized"),
     ],
 )
 def test_another_description_is_refused(damaged, said, words):
@@ -235,14 +235,14 @@ def test_weights_and_description_of_different_checkpoints_are_refused(saved, tmp
             AltCLIPModel.from_pretrained(tmp_path)
 
 
-def test_what_is_quantised_is_not_quantised_again(saved):
-    with pytest.raises(ValueError, match="is quantised already"):
+def test_what_is_quantized_is_not_quantized_again(saved):
+    with pytest.raises(ValueError, match="is quantized already"):
         AltCLIPModel.from_pretrained(saved, quantize="int8")
 
 
-def test_nothing_is_trained_from_what_is_quantised(saved, tmp_path):
+def test_nothing_is_trained_from_what_is_quantized(saved, tmp_path):
     recipe = ROOT / "recipes" / "emoji" / "contrastive.toml"
-    with pytest.raises(ValueError, match="is quantised, and training needs float weights"):
+    with pytest.raises(ValueError, match="is quantized, and training needs float weights"):
         train(RunConfig.read(recipe, [f"model.source={saved}", f"folder={tmp_path / 'run'}"]))
     own = AltCLIPConfig.from_json(DEFAULT)
     vision = {name: getattr(own.vision_config, name) for name in own.vision_config.field_names()}
@@ -251,7 +251,7 @@ def test_nothing_is_trained_from_what_is_quantised(saved, tmp_path):
     clip = CLIPModel(config)
     clip.save_pretrained(tmp_path, clip.quantize_params(clip.init_params(jax.random.key(0)), "int8"))
     sources = {"clip": tmp_path, "config": DEFAULT, "tokenizer": DEFAULT, "image_processor": DEFAULT}
-    with pytest.raises(ValueError, match="is quantised, and a checkpoint to train from needs float weights"):
+    with pytest.raises(ValueError, match="is quantized, and a checkpoint to train from needs float weights"):
         student.start(tmp_path / "student", **sources)
 
 
@@ -269,7 +269,7 @@ def test_a_group_size_that_does_not_divide_is_named(source):
         AltCLIPModel.from_pretrained(source, quantize=quantization_rules("int4", 96))
 
 
-def test_an_orbax_checkpoint_is_not_quantised_while_it_is_read(tmp_path, source):
+def test_an_orbax_checkpoint_is_not_quantized_while_it_is_read(tmp_path, source):
     model, params = AltCLIPModel.from_pretrained(source)
     save_orbax(model, tmp_path, params)
     with pytest.raises(ValueError, match="altclip convert"):

@@ -1,4 +1,4 @@
-"""Strict settings for every test, and several fake devices."""
+"""Strict settings for every test, several fake devices, and one folder of compiled programs for all processes."""
 
 import contextlib
 import gzip
@@ -6,7 +6,9 @@ import http.server
 import io
 import json
 import os
+import shutil
 import tarfile
+import tempfile
 import threading
 import time
 from pathlib import Path
@@ -28,6 +30,25 @@ hypothesis.settings.load_profile("altclip")
 
 jax.config.update("jax_numpy_rank_promotion", "raise")
 jax.config.update("jax_default_matmul_precision", "highest")
+
+
+def pytest_configure(config):
+    """Makes a folder for compiled programs, which take most of the time of the tests, and removes it at the end.
+
+    The workers of pytest-xdist and the programs that tests start find it in their environment, where it can be given.
+    """
+    if "JAX_COMPILATION_CACHE_DIR" in os.environ:
+        return
+    folder = tempfile.mkdtemp(prefix="altclip_jax_compiled_")
+    config.add_cleanup(lambda: shutil.rmtree(folder, ignore_errors=True))
+    settings = {
+        "jax_compilation_cache_dir": folder,
+        "jax_persistent_cache_min_compile_time_secs": 0,
+        "jax_persistent_cache_min_entry_size_bytes": -1,
+    }
+    for name, value in settings.items():
+        os.environ[name.upper()] = str(value)
+        jax.config.update(name, value)
 
 
 @pytest.fixture(scope="session")

@@ -11,7 +11,6 @@ import sys
 from pathlib import Path
 from typing import NamedTuple
 
-import jax
 import pytest
 
 from altclip_jax import cli
@@ -70,18 +69,8 @@ def blocks_of():
     return read
 
 
-@pytest.fixture(scope="session", autouse=True)
-def compile_once(tmp_path_factory):
-    """Commands that are the same but for their data share what is compiled."""
-    folder = str(tmp_path_factory.mktemp("compiled"))
-    jax.config.update("jax_compilation_cache_dir", folder)
-    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.3)
-    yield folder
-    jax.config.update("jax_compilation_cache_dir", None)
-
-
 @pytest.fixture(scope="session")
-def shell(tmp_path_factory, compile_once):
+def shell(tmp_path_factory):
     """Returns a function (script, folder) -> its output; what ends otherwise than with 0 fails the test.
 
     The script is bash's. Its `altclip` runs here, where jax is imported and compiled programs are kept, and a run of
@@ -93,7 +82,7 @@ def shell(tmp_path_factory, compile_once):
     client.write_text(_CLIENT.format(python=sys.executable, address=address, cut=CUT), encoding="utf-8")
     client.chmod(0o755)
     path = os.pathsep.join([str(tools), str(Path(sys.executable).parent), os.environ["PATH"]])
-    environment = {**os.environ, "PATH": path, "PYTHONPATH": str(ROOT), "JAX_COMPILATION_CACHE_DIR": compile_once}
+    environment = {**os.environ, "PATH": path, "PYTHONPATH": str(ROOT)}
     environment.pop("XLA_FLAGS")  # eight devices are this process' own
 
     with socket.socket(socket.AF_UNIX) as server:

@@ -70,15 +70,6 @@ def batch():
     }
 
 
-@pytest.fixture(scope="session", autouse=True)
-def compile_once(tmp_path_factory):
-    """Runs that are the same but for their data share what is compiled."""
-    jax.config.update("jax_compilation_cache_dir", str(tmp_path_factory.mktemp("compiled")))
-    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.3)
-    yield
-    jax.config.update("jax_compilation_cache_dir", None)
-
-
 @pytest.fixture(scope="session")
 def workshop(tmp_path_factory):
     """A folder with a tiny student, a tiny CLIP, pictures with captions and parallel text."""

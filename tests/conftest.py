@@ -3,10 +3,12 @@
 import contextlib
 import gzip
 import http.server
+import importlib
 import io
 import json
 import os
 import shutil
+import sys
 import tarfile
 import tempfile
 import threading
@@ -49,6 +51,14 @@ def pytest_configure(config):
     for name, value in settings.items():
         os.environ[name.upper()] = str(value)
         jax.config.update(name, value)
+
+
+@pytest.fixture(scope="session")
+def program():
+    """Imports one of scripts/: program("campaigns.meshes")."""
+    sys.path.append(str(Path(__file__).parents[1]))  # at the end: it is the installed library that is tested
+    yield lambda name: importlib.import_module(f"scripts.{name}")
+    sys.path.pop()
 
 
 @pytest.fixture(scope="session")

@@ -1,19 +1,11 @@
 """Keywords of two languages are paired by the emoji that have them, and only where these leave no doubt."""
 
-import importlib.util
-from pathlib import Path
-
 import pytest
-
-PATH = Path(__file__).parents[1] / "scripts" / "emoji_keywords.py"
 
 
 @pytest.fixture(scope="module")
-def aligned_keywords():
-    spec = importlib.util.spec_from_file_location("emoji_keywords", PATH)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module.aligned_keywords
+def aligned_keywords(program):
+    return program("emoji.keywords").aligned_keywords
 
 
 def concept(english, french):

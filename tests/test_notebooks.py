@@ -2,7 +2,6 @@
 
 import base64
 import copy
-import importlib.util
 import io
 import subprocess
 import sys
@@ -14,21 +13,18 @@ import pytest
 from PIL import Image, PngImagePlugin
 
 ROOT = Path(__file__).parents[1]
-SCRIPT = ROOT / "scripts" / "run_notebooks.py"
 NAMES = sorted(path.stem for path in (ROOT / "notebooks").glob("*.ipynb"))
 
 
 @pytest.fixture(scope="module")
-def script():
-    spec = importlib.util.spec_from_file_location("run_notebooks", SCRIPT)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+def script(program):
+    return program("documents.run_notebooks")
 
 
 @pytest.mark.parametrize("name", NAMES)
 def test_a_notebook_gives_the_outputs_that_stand_in_it(name):
-    done = subprocess.run([sys.executable, SCRIPT, "--check", name], capture_output=True, text=True, check=False)
+    command = [sys.executable, "-m", "scripts.documents.run_notebooks", "--check", name]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
 
 

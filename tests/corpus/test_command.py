@@ -171,7 +171,7 @@ def test_a_launch_makes_one_store(environment, mixed, tmp_path):
 
 
 def test_no_kill_changes_what_is_there(environment, pictures, tmp_path):
-    # scripts/kill_embedding.py does the same many times
+    # scripts/campaigns/kill_embedding.py does the same many times
     records = [{"image": str(pictures[number % 36]), "caption": f"number {number}"} for number in range(1200)]
     (tmp_path / "list.jsonl").write_text("".join(json.dumps(record) + "\n" for record in records))
     embed = ("embed", tmp_path / "list.jsonl", "--part-items", 12, "--batch-size", 4, "--tokens", 64, "--output")

@@ -1,8 +1,6 @@
 """The tables of docs/emoji.md and of the model card are those of the report that stands beside them."""
 
-import importlib.util
 import json
-import sys
 from pathlib import Path
 
 import pytest
@@ -10,21 +8,12 @@ import pytest
 ROOT = Path(__file__).parents[2]
 
 
-@pytest.fixture
-def report(monkeypatch):
-    """Returns the program that writes them."""
-    monkeypatch.setattr(sys, "path", [str(ROOT / "scripts"), *sys.path])
-    spec = importlib.util.spec_from_file_location("emoji_report", ROOT / "scripts" / "emoji_report.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
 @pytest.mark.parametrize(
     ("document", "made_by", "first"),
     [("docs/emoji.md", "tables", "| teacher, English"), ("altclip_jax/assets/MODEL_CARD.md", "card", "| en |")],
 )
-def test_the_tables_are_those_of_the_report(report, document, made_by, first):
+def test_the_tables_are_those_of_the_report(program, document, made_by, first):
+    report = program("emoji.report")
     text = (ROOT / document).read_text(encoding="utf-8")
     shown = text.partition(report.MARKS[0])[2].partition(report.MARKS[1])[0].strip()
     result = json.loads((ROOT / "docs" / "emoji_report.json").read_text(encoding="utf-8"))

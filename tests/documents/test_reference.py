@@ -1,6 +1,5 @@
 """What documents say of the program is what the program says."""
 
-import importlib.util
 import re
 from pathlib import Path
 
@@ -13,11 +12,8 @@ FORMATS = (ROOT / "docs" / "checkpoint_formats.md").read_text(encoding="utf-8")
 
 
 @pytest.fixture
-def write_reference():
-    spec = importlib.util.spec_from_file_location("write_reference", ROOT / "scripts" / "write_reference.py")
-    script = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(script)
-    return script
+def write_reference(program):
+    return program("documents.write_reference")
 
 
 def test_commands_and_names_are_those_of_the_program(write_reference):

@@ -86,8 +86,8 @@ def categories(tmp_path_factory):
     """Pictures of held-out emoji in a folder for each category, and the names of these."""
     folder = tmp_path_factory.mktemp("emoji")
     shards = sorted((ROOT / "recipes" / "emoji" / "data").glob("eval_held_out-twemoji-*.tar"))
-    script = ROOT / "scripts" / "emoji_layouts.py"
-    subprocess.run([sys.executable, script, *shards, "--output", folder], check=True, capture_output=True)
+    command = [sys.executable, "-m", "scripts.emoji.layouts", *shards, "--output", folder]
+    subprocess.run(command, cwd=ROOT, check=True, capture_output=True)
     return folder
 
 

@@ -1,6 +1,5 @@
 """`altclip train` as a person sees it: processes that are stopped, killed and moved, and a disk that is full."""
 
-import importlib.util
 import json
 import os
 import re
@@ -10,7 +9,6 @@ import struct
 import subprocess
 import sys
 import time
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -40,13 +38,9 @@ FULL = 200_000  # bytes of a file at most: less than the largest of a checkpoint
 
 
 @pytest.fixture(scope="module")
-def campaign():
+def campaign(program):
     """The script that kills runs twenty times, for its ways to look at them."""
-    script = Path(__file__).parents[2] / "scripts" / "kill_training.py"
-    spec = importlib.util.spec_from_file_location("kill_training", script)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    return program("campaigns.kill_training")
 
 
 class Home:

@@ -1,13 +1,10 @@
 """Both stages on meshes that cross two processes, on data of which one process has all the bad samples.
 
-The script that runs every mesh, for its ways to measure and compare: scripts/mesh_campaign.py.
+The script that runs every mesh, for its ways to measure and compare: scripts/campaigns/meshes.py.
 """
 
 import functools
-import importlib.util
 import json
-import sys
-from pathlib import Path
 
 import jax
 import pytest
@@ -18,14 +15,8 @@ SAMPLES, BAD, STEPS = 120, 0.05, 2
 
 
 @pytest.fixture(scope="module")
-def campaign():
-    script = Path(__file__).parents[2] / "scripts" / "mesh_campaign.py"
-    spec = importlib.util.spec_from_file_location("mesh_campaign", script)
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module  # where NamedTuple looks its annotations up
-    spec.loader.exec_module(module)
-    yield module
-    del sys.modules[spec.name]
+def campaign(program):
+    return program("campaigns.meshes")
 
 
 @pytest.fixture(scope="module")

@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 
 from altclip_jax.weights.readers import CheckpointError, open_checkpoint
 
-SCRIPT = Path(__file__).parents[2] / "scripts" / "fuzz_readers.py"
+ROOT = Path(__file__).parents[2]
 FILES = settings(max_examples=300)
 
 DTYPES = [
@@ -166,10 +166,9 @@ def test_any_bytes_are_refused(folder, content):
 
 
 def test_the_campaign_script_finds_nothing():
-    command = [sys.executable, str(SCRIPT), "--count", "500", "--seed", "1000000", "--json"]
-    run = subprocess.run(
-        command, capture_output=True, text=True, env=os.environ | {"OMP_NUM_THREADS": "1"}, check=False
-    )
+    command = [sys.executable, "-m", "scripts.campaigns.fuzz_readers", "--count", "500", "--seed", "1000000", "--json"]
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    run = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, env=environment, check=False)
     assert run.returncode == 0, run.stdout + run.stderr
     for target, result in json.loads(run.stdout).items():
         assert result["unclean"] == []

@@ -4,7 +4,7 @@ Without arguments transformers writes a checkpoint of the BAAI/AltCLIP configura
 tensor randomised, and real photographs and captions in nine languages go through both. With --model a folder with
 real weights is compared instead, and the published numbers of transformers' own tests are checked where they apply.
 
-    python scripts/check_parity.py --tokenizer tests/data/xlmr
+    python -m scripts.parity.check --tokenizer tests/data/xlmr
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """Execute the notebooks: write their outputs, or check that the outputs that stand there come out again.
 
-    python scripts/run_notebooks.py                  # all of notebooks/, outputs written into them
-    python scripts/run_notebooks.py --check          # copies in memory, compared with what stands there
-    python scripts/run_notebooks.py --check --exact 01_quickstart
+    python -m scripts.documents.run_notebooks                  # all of notebooks/, outputs written into them
+    python -m scripts.documents.run_notebooks --check          # copies in memory, compared with what stands there
+    python -m scripts.documents.run_notebooks --check --exact 01_quickstart
 
 Each runs in a kernel of its own, on the CPU and without a network. What is written has outputs and no times, paths or
 versions. `--check` wants the same text; a decimal number may be off by two units of its last digit, and a picture may
@@ -30,7 +30,7 @@ from nbclient import NotebookClient
 from nbclient.exceptions import CellExecutionError
 from PIL import Image
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 NOTEBOOKS = ROOT / "notebooks"
 MOST_BYTES = 400_000  # of a file with its outputs
 _SECONDS = 600  # for a cell

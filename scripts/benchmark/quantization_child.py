@@ -1,4 +1,4 @@
-"""Load a checkpoint of the full size in one way and measure it; a process of scripts/quantization_report.py."""
+"""Load a checkpoint of the full size in one way and measure it; a process of scripts/benchmark/quantization.py."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from benchmark_process import held
-from check_parity import CAPTIONS, photographs
 
 from altclip_jax import AltCLIPConfig, AltCLIPModel
 from altclip_jax.inference.encoders import encode_images, encode_text
 from altclip_jax.processing.image import AltCLIPImageProcessor
 from altclip_jax.processing.tokenizer import AltCLIPTokenizer
 from altclip_jax.weights.convert import flatten
+from scripts.benchmark.process import held
+from scripts.parity.check import CAPTIONS, photographs
 
 
 def main() -> None:

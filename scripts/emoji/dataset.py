@@ -1,7 +1,7 @@
 """Build a multilingual image-text data set out of public npm packages of emoji pictures and CLDR names.
 
-    python scripts/emoji_dataset.py --packages build/npm --output build/emoji
-    python scripts/emoji_dataset.py --packages build/npm --output recipes/emoji/data --sample
+    python -m scripts.emoji.dataset --packages build/npm --output build/emoji
+    python -m scripts.emoji.dataset --packages build/npm --output recipes/emoji/data --sample
 
 Needs npm, and the `emoji` extra to draw SVG. The same packages, Pillow and resvg-py give the same bytes.
 """
@@ -17,10 +17,11 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from emoji_designs import DESIGNS
-from emoji_keywords import aligned_keywords
-from emoji_output import encoded, write_notice, write_pairs, write_records, write_shards
-from emoji_packages import (
+from altclip_jax.files.json_file import read_json_object, write_bytes, write_json
+from scripts.emoji.designs import DESIGNS
+from scripts.emoji.keywords import aligned_keywords
+from scripts.emoji.output import encoded, write_notice, write_pairs, write_records, write_shards
+from scripts.emoji.packages import (
     DERIVED_NAMES,
     LABELS,
     LANGUAGES,
@@ -36,9 +37,7 @@ from emoji_packages import (
     read_locale_names,
 )
 
-from altclip_jax.files.json_file import read_json_object, write_bytes, write_json
-
-SPLIT = Path(__file__).parents[1] / "recipes" / "emoji" / "split.json"
+SPLIT = Path(__file__).parents[2] / "recipes" / "emoji" / "split.json"
 TRAIN_DESIGNS = ("noto", "fluent-flat", "fluent-3d", "noto-v1", "emojione")
 SAMPLE_DESIGNS = ("fluent-flat", "noto")  # the second for what the first does not have
 SAMPLE_SIZE = 32

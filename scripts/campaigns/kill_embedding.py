@@ -1,6 +1,6 @@
 """Kill `altclip embed` at random moments, go on, and compare the end with that of a run that nobody touched.
 
-    python scripts/kill_embedding.py --kills 20 --output docs/kill_embedding.json
+    python -m scripts.campaigns.kill_embedding --kills 20 --output docs/kill_embedding.json
 
 Each run is a process of `altclip embed --resume` on a list of pictures with captions, some of them damaged, in small
 parts; it is ended by SIGKILL after a random time, and started again until it is done. Then every file of the store must

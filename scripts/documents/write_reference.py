@@ -1,7 +1,7 @@
 """Writes what documents say of the program itself: docs/cli.md, and the tables of docs/checkpoint_formats.md.
 
-    python scripts/write_reference.py            # write
-    python scripts/write_reference.py --check    # exit code 1 if a document is not what would be written
+    python -m scripts.documents.write_reference            # write
+    python -m scripts.documents.write_reference --check    # exit code 1 if a document is not what would be written
 
 The commands come from the argument parsers, the tables of names from the rules of `altclip_jax/weights/families.py` and
 the shapes that the models have. In a document that is written by hand, what stands between the comments
@@ -21,11 +21,11 @@ from altclip_jax.weights.convert import flatten
 from altclip_jax.weights.families import ALTCLIP, CLIP, XLM_ROBERTA
 from altclip_jax.weights.rules import RuleTable, torch_shape
 
-DOCS = Path(__file__).parents[1] / "docs"
+DOCS = Path(__file__).parents[2] / "docs"
 GENERATED = re.compile(r"(<!-- generated: (\w+) -->\n).*?(<!-- end -->)", re.DOTALL)
 HEAD = """# The command
 
-<!-- Written by scripts/write_reference.py; changes belong into altclip_jax/cli/. -->
+<!-- Written by scripts/documents/write_reference.py; changes belong into altclip_jax/cli/. -->
 
 `altclip COMMAND --help` says the same. Exit codes: 0 done; 1 an error, which a sentence on standard error explains; 2
 wrong usage; 75 a training run that was asked to stop and has saved everything; 76 another process of the run failed;
@@ -71,9 +71,8 @@ def main(arguments: list[str] | None = None) -> int:
         if not check:
             path.write_text(text, encoding="utf-8")
     if check and stale:
-        print(
-            f"{', '.join(stale)} is not what the program says: run python scripts/write_reference.py", file=sys.stderr
-        )
+        told = f"{', '.join(stale)} is not what the program says: run python -m scripts.documents.write_reference"
+        print(told, file=sys.stderr)
         return 1
     return 0
 

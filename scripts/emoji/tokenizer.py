@@ -1,6 +1,6 @@
 """Train the English tokenizer of the emoji teacher: byte-level BPE with the rules of CLIP's, in its two files.
 
-    python scripts/emoji_tokenizer.py --data build/emoji --output recipes/emoji/teacher_tokenizer
+    python -m scripts.emoji.tokenizer --data build/emoji --output recipes/emoji/teacher_tokenizer
 
 Reads the English names and keywords of train.jsonl, nothing of a concept that is kept out.
 """
@@ -26,7 +26,7 @@ LONGEST = 32
 def main() -> None:
     """Train and write."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--data", type=Path, required=True, help="what scripts/emoji_dataset.py wrote")
+    parser.add_argument("--data", type=Path, required=True, help="what scripts/emoji/dataset.py wrote")
     parser.add_argument("--output", type=Path, required=True)
     parser.add_argument("--size", type=int, default=2048, help="of the vocabulary, with its two special tokens")
     options = parser.parse_args()

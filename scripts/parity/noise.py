@@ -1,6 +1,6 @@
 """Measures by how much embeddings differ that should be the same, on the devices that jax finds here.
 
-    python scripts/measure_noise.py [--model FOLDER]
+    python -m scripts.parity.noise [--model FOLDER]
 
 Everything is compared with one computation: float32, matrix products at precision "highest", all texts and pictures
 in one batch each, texts padded to the longest. The table has the largest difference of any number of a unit embedding.

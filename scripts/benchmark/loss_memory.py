@@ -1,6 +1,6 @@
 """Print what the forms of the contrastive loss take on each of 8 devices, and how far their gradients are apart.
 
-    python scripts/loss_memory.py --output docs/loss_memory.json
+    python -m scripts.benchmark.loss_memory --output docs/loss_memory.json
 
 Value and gradient of texts, images and temperature at a global batch of 32,768 unit embeddings of 768 numbers, dealt
 over 8 virtual CPU devices. "temporary" is what the compiled program needs on a device beyond its arguments and results,

@@ -1,7 +1,7 @@
 """Print a table of what a step of the full AltCLIP costs on 8, 64 and 256 chips, for docs/plans.md.
 
-    python scripts/plan_tables.py --output plans.json              # the estimate of the CPU's compiler
-    python scripts/plan_tables.py --output plans.json --topology   # for TPU v5e; needs libtpu
+    python -m scripts.benchmark.plan_tables --output plans.json              # the estimate of the CPU's compiler
+    python -m scripts.benchmark.plan_tables --output plans.json --topology   # for TPU v5e; needs libtpu
 
 Lines that are in the file are kept; the table is printed from it in the end.
 """
@@ -20,7 +20,7 @@ from altclip_jax.planning.plan import plan, topology_devices
 from altclip_jax.training.config import RunConfig
 
 Line = tuple[str, int, str, int, int]  # recipe, devices, mesh, rows of the batch, its parts
-RECIPES = Path(__file__).parents[1] / "recipes" / "altclip"
+RECIPES = Path(__file__).parents[2] / "recipes" / "altclip"
 TOPOLOGIES = {8: "v5e:2x4", 64: "v5e:8x8", 256: "v5e:16x16"}
 LINES: tuple[Line, ...] = (
     ("contrastive", 8, "data=8", 1024, 1),

@@ -17,13 +17,14 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import benchmark_core
 import numpy as np
-from benchmark_captions import captions
-from benchmark_process import Process, say
 from PIL import Image
 
-WORKER = Path(__file__).with_name("benchmark_worker.py")
+from scripts.benchmark import core
+from scripts.benchmark.captions import captions
+from scripts.benchmark.process import Process, say
+
+WORKER = "scripts.benchmark.worker"
 SIZES = (1024, 2048, 4096, 8192)
 WIDTH, LAYERS, TOKENS, PATCH = 1024, 24, 257, 14
 # multiplications and additions of a picture in a ViT-L/14: kernels, scores and sums of attention, patches
@@ -198,7 +199,7 @@ def write_model(folder: Path, tokenizer: Path, tiny: bool) -> None:
 def write_pictures(folder: Path, count: int) -> list[str]:
     """Write JPEG files of usual size, 640 x 480, cut from real photographs."""
     folder.mkdir()
-    rng, photographs = np.random.default_rng(0), benchmark_core.real_photographs()
+    rng, photographs = np.random.default_rng(0), core.real_photographs()
     paths = []
     for number in range(count):
         picture: Image.Image = photographs[number % len(photographs)]

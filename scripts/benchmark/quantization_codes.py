@@ -1,4 +1,4 @@
-"""Compare our codes with those of torchao's quantization primitives; a part of scripts/quantization_report.py."""
+"""Compare our codes with those of torchao's quantization primitives; a part of scripts/benchmark/quantization.py."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
 """Run both stages over meshes that cross processes, on data with bad samples, and compare with one process.
 
-    python scripts/mesh_campaign.py --output docs/mesh_campaign.json
+    python -m scripts.campaigns.meshes --output docs/mesh_campaign.json
 
 Each layout is a number of processes of so many devices, and the meshes that are laid over all of them: data, fsdp and
 tensor across processes and within them, also such that two processes have one block of rows in common and others not.
@@ -32,7 +32,7 @@ FEATURES = 2e-6  # largest difference of a number, of order 1
 LOSSES = 2e-6  # relative, of evaluations and of steps
 GRADIENT = 2e-6  # norm of the difference over norm
 BATCH = 12  # rows: over 1, 2, 3, 4 or 6 devices
-TOKENIZER = Path(__file__).parents[1] / "recipes/emoji/teacher"  # the teacher's
+TOKENIZER = Path(__file__).parents[2] / "recipes/emoji/teacher"  # the teacher's
 STAGES = ("contrastive", "teacher")
 WORDS = "red green small large old new round flat cat dog house tree boat star moon river stone bread".split()
 

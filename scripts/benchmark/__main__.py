@@ -1,10 +1,10 @@
 """Time this library against transformers 4.56.2: one run, interleaved, the same inputs, ratios beside the numbers.
 
-    python scripts/benchmark.py core --output docs/benchmark_core.json
-    python scripts/benchmark.py train --output docs/benchmark_train.json
-    python scripts/benchmark.py layers
-    python scripts/benchmark.py search --output docs/benchmark_search.json
-    python scripts/benchmark.py infer --peer NEWER/bin/python --output docs/benchmark_infer.json
+    python -m scripts.benchmark core --output docs/benchmark_core.json
+    python -m scripts.benchmark train --output docs/benchmark_train.json
+    python -m scripts.benchmark layers
+    python -m scripts.benchmark search --output docs/benchmark_search.json
+    python -m scripts.benchmark infer --peer NEWER/bin/python --output docs/benchmark_infer.json
 
 A ratio above 1 says that this library is faster, or takes less, by that factor. "layers" compares two ways of this
 library: the loop over layers that it has, and a scan over them; above 1 the loop takes less. "infer" has each side in a
@@ -22,11 +22,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-import benchmark_core
-import benchmark_infer
-import benchmark_layers
-import benchmark_search
-import benchmark_train
+from scripts.benchmark import core, infer, layers, search, train
 
 
 def main() -> None:
@@ -51,7 +47,7 @@ def main() -> None:
     parser.add_argument("--output", type=Path, help="also write JSON here")
     options = parser.parse_args()
     if options.what == "search":
-        report = benchmark_search.run(options.repeats, options.rows, 768, approximate=not options.exact)
+        report = search.run(options.repeats, options.rows, 768, approximate=not options.exact)
         write(options.output, report)
         return
     if options.what == "infer":
@@ -59,17 +55,15 @@ def main() -> None:
         peers += [(python, "sdpa") for python in options.peer]
         write(
             options.output,
-            benchmark_infer.run(
-                options.repeats, options.tokenizer, peers, options.device, options.numbers, tiny=options.tiny
-            ),
+            infer.run(options.repeats, options.tokenizer, peers, options.device, options.numbers, tiny=options.tiny),
         )
         return
     if options.what == "core":
-        rows = benchmark_core.rows(options.repeats, options.tokenizer)
+        rows = core.rows(options.repeats, options.tokenizer)
     elif options.what == "train":
-        rows = benchmark_train.rows(options.repeats, options.batch)
+        rows = train.rows(options.repeats, options.batch)
     else:
-        rows = benchmark_layers.rows(options.repeats)
+        rows = layers.rows(options.repeats)
     left, right = ("loop", "scan") if options.what == "layers" else ("ours", "transformers")
     print(f"{'':78} {left:>10} {right:>12}")
     for line in rows:

@@ -1,6 +1,6 @@
 """Kill a training run at random moments, go on, and compare the end with that of a run that nobody touched.
 
-    python scripts/kill_training.py --kills 20 --output docs/kill_training.json
+    python -m scripts.campaigns.kill_training --kills 20 --output docs/kill_training.json
 
 Each run is a process of `altclip train` on the pictures that come with the package, with dropout, a moving average
 and checkpoints every few steps; it is ended by SIGKILL after a random time, and started again until it is done. Then

@@ -14,6 +14,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+ROOT = Path(__file__).parents[2]
+
 
 def say(what: str) -> None:
     """Tell on standard error what is going on."""
@@ -23,11 +25,11 @@ def say(what: str) -> None:
 class Process:
     """A side, which does what it is asked to and answers."""
 
-    def __init__(self, python: str, script: Path | str, *arguments: str):
+    def __init__(self, python: str, module: str, *arguments: str):
         """Start it."""
         self.python, self.arguments = python, arguments
-        command = [python, "-W", "ignore", str(script), *arguments]
-        self._process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+        command = [python, "-W", "ignore", "-m", module, *arguments]
+        self._process = subprocess.Popen(command, cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
 
     def ask(self, *task: Any) -> Any:
         """Return the answer to a task; what else the process prints is passed over.

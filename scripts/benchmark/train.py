@@ -17,7 +17,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from benchmark_process import Process, forget_peak, held, serve
+
+from scripts.benchmark.process import Process, forget_peak, held, serve
 
 TEXT = {
     "vocab_size": 32_000,
@@ -54,7 +55,7 @@ def rows(repeats: int, batch: int) -> list[dict[str, Any]]:
         parameters = sum(leaf.size for leaf in jax.tree.leaves(params))
         del params
         sides = ("torch", *SIDES)
-        servers = {side: Process(sys.executable, __file__, side, str(folder), str(batch)) for side in sides}
+        servers = {side: Process(sys.executable, __name__, side, str(folder), str(batch)) for side in sides}
         try:
             for server in servers.values():
                 server.ask("ready")

@@ -1,11 +1,11 @@
 """Measure weights in 8 and 4 bits, and write the tables of docs/quantization.md.
 
-    python scripts/quantization_report.py --data build/emoji
-    python scripts/quantization_report.py --data build/emoji --full FOLDER
+    python -m scripts.benchmark.quantization --data build/emoji
+    python -m scripts.benchmark.quantization --data build/emoji --full FOLDER
 
 Three parts, each kept in docs/quantization.json until it is measured again: our codes against those of torchao, where
-it is installed; the embedded model, on the pictures and names of scripts/emoji_dataset.py; and with --full a checkpoint
-of the full size, such as scripts/check_parity.py makes, in a process for each way of loading it.
+it is installed; the embedded model, on the pictures and names of scripts/emoji/dataset.py; and with --full a checkpoint
+of the full size, such as scripts/parity/check.py makes, in a process for each way of loading it.
 """
 
 from __future__ import annotations
@@ -20,9 +20,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from emoji_measuring import TestSet, on_white
-from emoji_report import LANGUAGES
-from quantization_codes import compare_codes, is_installed
 
 from altclip_jax import AltCLIP, checkpoints
 from altclip_jax.assets import default_checkpoint
@@ -32,8 +29,11 @@ from altclip_jax.evaluation.zero_shot import classify
 from altclip_jax.files.json_file import read_json_object, write_bytes, write_json
 from altclip_jax.weights.convert import flatten
 from altclip_jax.weights.quantization import quantization_rules
+from scripts.benchmark.quantization_codes import compare_codes, is_installed
+from scripts.emoji.measuring import TestSet, on_white
+from scripts.emoji.report import LANGUAGES
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 JSON, PAGE = ROOT / "docs" / "quantization.json", ROOT / "docs" / "quantization.md"
 # how the weights are written; they are loaded, and computed with, in the same dtype
 WAYS: dict[str, dict[str, Any]] = {
@@ -44,13 +44,13 @@ WAYS: dict[str, dict[str, Any]] = {
     "int4, bfloat16": {"quantize": "int4", "dtype": "bfloat16"},
 }
 SMALL = {**WAYS, "int4, groups of 32": {"quantize": quantization_rules("int4", 32), "dtype": "float32"}}
-_MARK = "<!-- measured by scripts/quantization_report.py -->"
+_MARK = "<!-- measured by scripts/benchmark/quantization.py -->"
 
 
 def main() -> None:
     """Measure what was asked for, write the JSON file and the tables."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--data", type=Path, help="of scripts/emoji_dataset.py: measure the embedded model on it")
+    parser.add_argument("--data", type=Path, help="of scripts/emoji/dataset.py: measure the embedded model on it")
     parser.add_argument("--full", type=Path, help="a folder with a checkpoint of the full size")
     parser.add_argument("--tokenizer", type=Path, default=ROOT / "tests/data/xlmr", help="of --full")
     parser.add_argument("--only", nargs="+", default=list(WAYS), help="of --full: these ways; float32 is always one")
@@ -132,9 +132,14 @@ def full_size(folder: Path, tokenizer: Path, wanted: set[str]) -> dict[str, Any]
                 continue
             print(f"measuring {name}", file=sys.stderr, flush=True)
             loaded = {**how, "param_dtype": how["dtype"]}
-            given = {"folder": str(folder), "tokenizer": str(tokenizer), "how": loaded, "rows": f"{temporary}/rows.npz"}
-            command = [sys.executable, str(Path(__file__).parent / "quantization_child.py"), json.dumps(given)]
-            found[name] = json.loads(subprocess.run(command, check=True, stdout=subprocess.PIPE).stdout)
+            given = {
+                "folder": str(folder.resolve()),
+                "tokenizer": str(tokenizer.resolve()),
+                "how": loaded,
+                "rows": f"{temporary}/rows.npz",
+            }
+            command = [sys.executable, "-m", "scripts.benchmark.quantization_child", json.dumps(given)]
+            found[name] = json.loads(subprocess.run(command, cwd=ROOT, check=True, stdout=subprocess.PIPE).stdout)
             with np.load(given["rows"]) as stored:
                 own = dict(stored)
             rows = rows or own

@@ -9,9 +9,10 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from emoji_packages import Concept, Packages, bare
-from emoji_slugs import FLAGS, FXEMOJI, RENAMED, UNFIT_FXEMOJI
 from PIL import Image
+
+from scripts.emoji.packages import Concept, Packages, bare
+from scripts.emoji.slugs import FLAGS, FXEMOJI, RENAMED, UNFIT_FXEMOJI
 
 Draw = Callable[[], Image.Image]
 

@@ -1,6 +1,6 @@
 """Write the pictures of an emoji shard in the layouts that evaluations read.
 
-    python scripts/emoji_layouts.py recipes/emoji/data/eval_held_out-twemoji-*.tar --output build/emoji
+    python -m scripts.emoji.layouts recipes/emoji/data/eval_held_out-twemoji-*.tar --output build/emoji
     altclip evaluate zero-shot build/emoji/categories --classes build/emoji/categories.json
     altclip evaluate paper --data build/emoji
 
@@ -20,7 +20,7 @@ from typing import Any
 
 from PIL import Image
 
-CATEGORIES = Path(__file__).parents[1] / "recipes" / "emoji" / "data" / "categories.json"
+CATEGORIES = Path(__file__).parents[2] / "recipes" / "emoji" / "data" / "categories.json"
 
 
 def main() -> None:

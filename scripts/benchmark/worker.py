@@ -1,6 +1,6 @@
-"""One side of `benchmark.py infer`, in a process of its own: reads a task a line, as JSON, and answers with a number.
+"""One side of `scripts.benchmark infer`, in its own process: reads a task a line, as JSON, and answers with a number.
 
-    python scripts/benchmark_worker.py {ours|transformers} FOLDER {cpu|cuda} [eager|sdpa]
+    python -m scripts.benchmark.worker {ours|transformers} FOLDER {cpu|cuda} [eager|sdpa]
 
 Each task is [method, arguments...] of the side. What takes time is measured here, without the pipe. This file imports
 nothing that is not in both environments until the side is known.
@@ -20,8 +20,9 @@ os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
 os.environ["TOKENIZERS_PARALLELISM"] = "true"
 
 import numpy as np
-from benchmark_process import forget_peak, held, serve
 from PIL import Image
+
+from scripts.benchmark.process import forget_peak, held, serve
 
 SIDE = 224
 

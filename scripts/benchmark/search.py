@@ -11,11 +11,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from benchmark_process import say
 
 from altclip_jax.corpus.approximate import ApproximateIndex
 from altclip_jax.corpus.index import Index
 from altclip_jax.corpus.search import exact_scores, search
+from scripts.benchmark.process import say
 
 HITS = 10
 CENTRES = 2000

@@ -1,6 +1,6 @@
 """Lose one of two processes of a training run, go on with one process, and compare the end with an undisturbed run's.
 
-    python scripts/lose_a_process.py --output docs/lose_a_process.json
+    python -m scripts.campaigns.lose_a_process --output docs/lose_a_process.json
 
 `altclip launch` trains the emoji sample in 2 processes of 2 devices; once it has saved, SIGKILL ends one of them, and
 the launcher must end the other and say which it was. Then one process of 4 devices goes on to the end. An undisturbed
@@ -28,7 +28,7 @@ from typing import Any
 
 import numpy as np
 
-RECIPE = Path(__file__).parents[1] / "recipes/emoji/contrastive.toml"
+RECIPE = Path(__file__).parents[2] / "recipes/emoji/contrastive.toml"
 ALTCLIP = [sys.executable, "-m", "altclip_jax"]
 PROGRAM = """
 import errno, pathlib, sys, time

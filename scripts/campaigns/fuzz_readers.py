@@ -5,7 +5,7 @@ CheckpointError, an ImageError or an OSError. Anything else that is raised, arra
 safetensors library reads, a dead process, too much memory or time is reported with the command that repeats
 it, and the exit status is 1.
 
-    python scripts/fuzz_readers.py --count 10000 --targets safetensors,bin,index
+    python -m scripts.campaigns.fuzz_readers --count 10000 --targets safetensors,bin,index
 """
 
 import argparse
@@ -26,14 +26,14 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
-import fuzz_mutations as mutations
 import ml_dtypes
 import numpy as np
 import safetensors.numpy
 
 from altclip_jax.weights.readers import open_checkpoint
+from scripts.campaigns import fuzz_mutations as mutations
 
-SAMPLES = Path(__file__).parents[1] / "tests" / "data" / "checkpoint_files"
+SAMPLES = Path(__file__).parents[2] / "tests" / "data" / "checkpoint_files"
 SECONDS_PER_CASE = 20
 CLEAN_ERRORS = {"CheckpointError", "ImageError"}
 Files = dict[str, bytes]  # name -> content
@@ -99,7 +99,7 @@ def run_target(target: str, seed: int, count: int) -> dict[str, Any]:
             outcomes["UNCLEAN"] += 1
             unclean.append((following, f"the process died with exit code {worker.exitcode}"))
             following += 1
-    command = f"python scripts/fuzz_readers.py --targets {target} --count 1 --seed"
+    command = f"python -m scripts.campaigns.fuzz_readers --targets {target} --count 1 --seed"
     return {
         "seconds": round(time.monotonic() - started, 1),
         "outcomes": dict(outcomes),

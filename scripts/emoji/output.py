@@ -9,11 +9,11 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from emoji_designs import Design
-from emoji_packages import Concept
 from PIL import Image
 
 from altclip_jax.files.json_file import write_bytes
+from scripts.emoji.designs import Design
+from scripts.emoji.packages import Concept
 
 Captions = Mapping[str, Mapping[str, Sequence[str]]]  # concept -> language -> name, keywords
 

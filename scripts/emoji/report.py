@@ -1,7 +1,7 @@
 r"""Train the students that docs/emoji.md compares, and write its tables.
 
-    python scripts/emoji_report.py train --data build/emoji --runs runs/emoji_report
-    python scripts/emoji_report.py report --data build/emoji --runs runs/emoji_report \
+    python -m scripts.emoji.report train --data build/emoji --runs runs/emoji_report
+    python -m scripts.emoji.report report --data build/emoji --runs runs/emoji_report \
         --keep docs/emoji_report.json --output docs/emoji_report.json --document docs/emoji.md
 
 `train` makes what is not there yet, run after run, and can be interrupted: three seeds of both stages, of what they are
@@ -22,13 +22,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from emoji_measuring import TestSet, measured, pixel_neighbour
 
 from altclip_jax.assets import default_checkpoint
 from altclip_jax.evaluation.retrieval import chance
 from altclip_jax.files.json_file import read_json_object, write_bytes, write_json
+from scripts.emoji.measuring import TestSet, measured, pixel_neighbour
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 RECIPES = ROOT / "recipes" / "emoji" / "full"
 LANGUAGES = ("en", "zh", "es", "fr", "ru", "ar", "ja", "ko", "it", "de", "hi")
 SEEDS = (0, 1, 2)
@@ -53,7 +53,7 @@ TASKS = {  # -> a title, and what guessing reaches
     "categories": ("Categories by their labels", "categories"),
 }
 CARD = ("name of a seen concept", "without flags", "name of a held-out one", "picture of a name", "category")  # TASKS
-MARKS = ("<!-- written by scripts/emoji_report.py -->", "<!-- end of what it writes -->")
+MARKS = ("<!-- written by scripts/emoji/report.py -->", "<!-- end of what it writes -->")
 
 
 def contrastive(steps: int, rate: float, *, every: int) -> list[str]:
@@ -79,7 +79,7 @@ def main() -> None:
     """Train or report."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("what", choices=["train", "report"])
-    parser.add_argument("--data", type=Path, default=ROOT / "build/emoji", help="of scripts/emoji_dataset.py")
+    parser.add_argument("--data", type=Path, default=ROOT / "build/emoji", help="of scripts/emoji/dataset.py")
     parser.add_argument("--runs", type=Path, default=ROOT / "runs/emoji_report")
     parser.add_argument("--teacher", type=Path, default=ROOT / "recipes/emoji/teacher")
     parser.add_argument("--only", nargs="+", metavar="FAMILY", help="of train: learned both-100 both-5, say")

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import enum
 import inspect
 import json
 import os
@@ -19,12 +20,18 @@ import socket
 import sys
 import threading
 import time
+import zlib
 from collections.abc import Callable, Iterator
-from typing import Any, NamedTuple, NoReturn
+from typing import Any, NamedTuple, NoReturn, TypeVar
 
 import jax
+import numpy as np
+from jax.experimental import multihost_utils
+from jaxtyping import Integer
 
 from altclip_jax.exit_codes import ANOTHER_FAILED, ENDED_BY_SIGTERM
+
+Result = TypeVar("Result")
 
 _AGAIN = 0.2  # seconds between tries to reach the coordinator
 _LOOK = 0.5  # seconds between two looks for what another process has told
@@ -176,6 +183,92 @@ class OtherProcessError(ValueError):
             else f"Process {failure.process} of this run could not go on, and this one has ended with it. It said: "
             + failure.sentence
         )
+
+
+class OtherSamplesError(ValueError):
+    """Processes that hold the same rows of a batch have read different samples for them."""
+
+    def __init__(self) -> None:
+        super().__init__(
+            "Two processes hold the same rows of a batch and have read different samples for them: one can read what"
+            " the other cannot. Look whether all hosts see the same files, and run the same command again: it goes on"
+            " from what is done."
+        )
+
+
+class Stopped(Exception):  # noqa: N818 - it says what is the matter
+    """Raised where work was asked to stop."""
+
+
+class Concern(enum.IntEnum):
+    """Why a run shall end early; the greatest that any process has is that of all."""
+
+    NONE = 0
+    ASKED_TO_STOP = 1
+    OTHER_SAMPLES = 2
+    CANNOT_READ = 3
+
+
+def is_first() -> bool:
+    """Returns whether this process is the one that writes what all share: logs, features, results."""
+    first: bool = jax.process_index() == 0
+    return first
+
+
+def barrier(what: str) -> None:
+    """Waits until all processes are here; `what` is the same for all, and says what they wait for."""
+    if jax.process_count() > 1:
+        multihost_utils.sync_global_devices(what)
+
+
+def exchange(values: np.ndarray) -> np.ndarray:
+    """Returns the values of all processes, one row for each; every process calls this in the same place."""
+    if jax.process_count() == 1:
+        return values[None]
+    rows: np.ndarray = np.asarray(multihost_utils.process_allgather(values))
+    return rows
+
+
+def exchange_json(value: Any) -> list[Any]:
+    """Returns a value that JSON can say, of each process; every process calls this in the same place."""
+    if jax.process_count() == 1:
+        return [value]
+    text = json.dumps(value).encode()
+    sizes = exchange(np.array([len(text)], np.int32))[:, 0]
+    padded = np.zeros(int(sizes.max()), np.uint8)
+    padded[: len(text)] = np.frombuffer(text, np.uint8)
+    return [json.loads(row[:size].tobytes()) for row, size in zip(exchange(padded), sizes, strict=True)]
+
+
+def from_first(values: np.ndarray) -> np.ndarray:
+    """Returns the values of the first process, also where those of the others differ; not their shape or dtype."""
+    if jax.process_count() == 1:
+        return values
+    return np.array(multihost_utils.broadcast_one_to_all(values), values.dtype)
+
+
+def together(work: Callable[[], Result]) -> Result:
+    """Returns what `work` gives here, once it is done in all processes.
+
+    Raises:
+        OtherProcessError: another process could not do it; where it could not be done, its own error is raised.
+    """
+    error: Exception | None = None
+    try:
+        result = work()
+    except Exception as found:
+        error = found
+    failed = exchange(np.array([error is not None])).any()
+    if error is not None:
+        raise error
+    if failed:
+        raise OtherProcessError
+    return result
+
+
+def digest(ids: Integer[np.ndarray, "rows ids"] | None) -> int:
+    """Returns a number that says which samples stand in some rows, and fits an int32; 0 without any."""
+    return 0 if ids is None else zlib.crc32(np.ascontiguousarray(ids).tobytes()) >> 1
 
 
 class Watch:

@@ -23,6 +23,7 @@ FLOORS = (
     "checkpoints",
     "student",
     "inference",
+    "sweep",
     "export",
     "corpus",
     "evaluation",

@@ -33,9 +33,9 @@ def add_commands(commands: Any) -> None:
 
 
 def _train(options: argparse.Namespace) -> int:
+    from altclip_jax.distributed import is_first
     from altclip_jax.training.config import RunConfig
     from altclip_jax.training.loop import train
-    from altclip_jax.training.processes import is_first
 
     quiet_storage()
     config = RunConfig.read(options.config, options.settings)

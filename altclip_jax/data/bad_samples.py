@@ -101,8 +101,12 @@ class BadSamples:
         Raises:
             TooManyBadSamples: the allowed share is exceeded.
         """
-        if bad > self._share * max(read, _JUDGED_OVER):
+        if self.is_exceeded(bad, read):
             raise TooManyBadSamples(self.explain(f"{bad:,} of {read:,} samples cannot be used"))
+
+    def is_exceeded(self, bad: int, read: int) -> bool:
+        """Returns whether so many bad samples, of so many that were read, are more than are allowed."""
+        return bad > self._share * max(read, _JUDGED_OVER)
 
     def explain(self, what: str) -> str:
         """Returns a sentence and the list of the bad samples."""

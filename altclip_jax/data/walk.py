@@ -19,7 +19,7 @@ Share = tuple[int, int]  # (which, of how many): every n-th job, for one of n pr
 
 
 def walk(
-    mixture: Mixture[Any],
+    mixture: Mixture[Any] | None,
     jobs: Iterable[Job],
     load: Callable[[Job], Sequence[Loaded]],
     collate: Callable[[Sequence[Loaded]], dict[str, np.ndarray]],
@@ -33,7 +33,7 @@ def walk(
     """Yields batches of what `load` gives for each job, without bad samples; the last is smaller.
 
     Args:
-        mixture: What is walked over; what was found damaged when it was opened is told, too.
+        mixture: What is walked over: what was found damaged when it was opened is told, too. None: that is told.
         jobs: In order.
         load: May raise SampleError.
         collate: Makes arrays of rows.
@@ -48,7 +48,8 @@ def walk(
     """
     keep_tokenizers_single()
     bad = BadSamples() if bad_samples is None else bad_samples
-    bad.record_faults(mixture.faults, len(mixture))
+    if mixture is not None:
+        bad.record_faults(mixture.faults, len(mixture))
     rows: list[Loaded] = []
     step = 0
 

@@ -12,10 +12,10 @@ from jaxtyping import Float32, Int
 from altclip_jax.data.bad_samples import BadSamples
 from altclip_jax.data.samples import Picture
 from altclip_jax.evaluation.classes import Classes, Templates, templates_for
-from altclip_jax.evaluation.embedding import Known, Progress, embed_pictures, embed_texts
 from altclip_jax.evaluation.labelled import Labelled
 from altclip_jax.evaluation.zero_shot import ZeroShot, classify, ensemble
 from altclip_jax.inference.pipeline import AltCLIP
+from altclip_jax.sweep import Known, Progress, embed_pictures, embed_texts
 
 _WORST, _TAKEN_FOR = 10, 3
 

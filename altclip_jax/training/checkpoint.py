@@ -14,12 +14,12 @@ import jax
 import orbax.checkpoint as ocp
 from orbax.checkpoint import checkpoint_managers as policies
 
+from altclip_jax.distributed import barrier, is_first
 from altclip_jax.files.json_file import write_bytes
 from altclip_jax.files.staging import refusals_explained
 from altclip_jax.sentences import some_lines
 from altclip_jax.training.config import CheckpointSettings, RunConfig
 from altclip_jax.training.description import Files, describe, differences, read_description, with_own_past
-from altclip_jax.training.processes import barrier, is_first
 from altclip_jax.training.state import TrainState
 from altclip_jax.weights.convert import Params
 from altclip_jax.weights.pretrained import orbax_shapes

@@ -15,9 +15,9 @@ from typing import Any, NamedTuple, Self
 import numpy as np
 from jaxtyping import Bool, Float32, Int64
 
+from altclip_jax.distributed import barrier, from_first, is_first
 from altclip_jax.files.json_file import read_json_object, write_json
 from altclip_jax.files.staging import refusals_explained
-from altclip_jax.training.processes import barrier, from_first, is_first
 
 Pieces = Iterable[tuple[Int64[np.ndarray, " piece"], np.ndarray]]
 _MARKED_EVERY = 32  # pieces between two writes to disk

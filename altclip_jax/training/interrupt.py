@@ -9,10 +9,6 @@ from types import FrameType, TracebackType
 from typing import Any, Self
 
 
-class Stopped(Exception):  # noqa: N818 - it says what is the matter
-    """Raised where work between two steps was asked to stop."""
-
-
 class StopRequest:
     """While open, catches SIGTERM and SIGINT; a second Ctrl-C interrupts at once."""
 

@@ -12,9 +12,9 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, Self
 
+from altclip_jax.distributed import is_first
 from altclip_jax.files.json_file import parse_json, write_bytes
 from altclip_jax.files.staging import refusals_explained
-from altclip_jax.training.processes import is_first
 
 
 class RunLog:

@@ -13,16 +13,16 @@ import jax
 import numpy as np
 
 from altclip_jax.data.batches import HostBatch
-from altclip_jax.distributed import OtherProcessError, Watch, watched
+from altclip_jax.distributed import Concern, OtherProcessError, OtherSamplesError, Stopped, Watch, watched
 from altclip_jax.training.checkpoint import CheckpointStore
 from altclip_jax.training.config import RunConfig
 from altclip_jax.training.description import Files, describe, files_of
 from altclip_jax.training.evaluate import summary
 from altclip_jax.training.feeding import Coming
 from altclip_jax.training.flops import measured_peak
-from altclip_jax.training.interrupt import Stopped, StopRequest
+from altclip_jax.training.interrupt import StopRequest
 from altclip_jax.training.log import RunLog, Throughput
-from altclip_jax.training.processes import Agreement, Concern, OtherSamplesError, require_same
+from altclip_jax.training.processes import Agreement, require_same
 from altclip_jax.training.run import Run, build
 from altclip_jax.training.run_folder import claim_folder, export, held
 from altclip_jax.training.state import TrainState

@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import collections
-import enum
 import hashlib
 import json
 import sys
-import zlib
 from collections.abc import Callable, Mapping, Sequence
 from importlib import metadata
 from typing import Any
@@ -15,43 +13,16 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.experimental import multihost_utils
 from jaxtyping import Integer
 
 from altclip_jax import parallel
+from altclip_jax.distributed import Concern, digest, exchange, exchange_json, from_first
 from altclip_jax.files import hub
 from altclip_jax.sentences import some_lines
 from altclip_jax.training.description import told
 
 _PACKAGES = ("altclip-jax", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy")
 _OWN_MATTER = ("data.threads", "data.prefetch", "logging")
-
-
-def is_first() -> bool:
-    """Returns whether this process is the one that writes what all share: logs, features, the model's files."""
-    first: bool = jax.process_index() == 0
-    return first
-
-
-def barrier(what: str) -> None:
-    """Waits until all processes are here; `what` is the same for all, and says what they wait for."""
-    if jax.process_count() > 1:
-        multihost_utils.sync_global_devices(what)
-
-
-def exchanged(values: np.ndarray) -> np.ndarray:
-    """Returns the values of all processes, one row for each; every process calls this in the same place."""
-    if jax.process_count() == 1:
-        return values[None]
-    rows: np.ndarray = np.asarray(multihost_utils.process_allgather(values))
-    return rows
-
-
-def from_first(values: np.ndarray) -> np.ndarray:
-    """Returns the values of the first process, also where those of the others differ; not their shape or dtype."""
-    if jax.process_count() == 1:
-        return values
-    return np.array(multihost_utils.broadcast_one_to_all(values), values.dtype)
 
 
 def find(source: str) -> hub.Snapshot:
@@ -87,15 +58,12 @@ def require_same(description: Mapping[str, Any]) -> None:
     counts = collections.Counter(device.process_index for device in jax.devices())
     if uneven := differing([{"devices": counts[process]} for process in range(jax.process_count())]):
         raise ValueError(f"Each process of a run has the same number of devices, but here: {uneven[0]}.")
-    text = json.dumps({**_packages(), **_own(description)}, sort_keys=True).encode()
-    digests = exchanged(np.frombuffer(hashlib.sha256(text).digest(), np.uint8))
+    own = {**_packages(), **_own(description)}
+    text = json.dumps(own, sort_keys=True).encode()
+    digests = exchange(np.frombuffer(hashlib.sha256(text).digest(), np.uint8))
     if (digests == digests[0]).all():
         return
-    sizes = exchanged(np.array([len(text)], np.int32))[:, 0]
-    padded = np.zeros(int(sizes.max()), np.uint8)
-    padded[: len(text)] = np.frombuffer(text, np.uint8)
-    texts = exchanged(padded)
-    found = differing([json.loads(row[:size].tobytes()) for row, size in zip(texts, sizes, strict=True)])
+    found = differing(exchange_json(own))
     raise ValueError(
         "The processes of this run were not started alike:\n  - "
         + "\n  - ".join(some_lines(found))
@@ -132,31 +100,6 @@ def _own(description: Mapping[str, Any]) -> dict[str, Any]:
         for name, value in values.items()
         if not any(name == free or name.startswith(f"{free}.") for free in _OWN_MATTER)
     }
-
-
-class OtherSamplesError(ValueError):
-    """Processes that hold the same rows of a batch have read different samples for them."""
-
-    def __init__(self) -> None:
-        super().__init__(
-            "Two processes hold the same rows of a batch and have read different samples for them: one can read what"
-            " the other cannot. Look whether all hosts see the same files, and run the same command again: it goes on"
-            " from what is done."
-        )
-
-
-def digest(ids: Integer[np.ndarray, "rows ids"] | None) -> int:
-    """Returns a number that says which samples stand in some rows, and fits an int32; 0 without any."""
-    return 0 if ids is None else zlib.crc32(np.ascontiguousarray(ids).tobytes()) >> 1
-
-
-class Concern(enum.IntEnum):
-    """Why a run shall end early; the greatest that any process has is that of all."""
-
-    NONE = 0
-    ASKED_TO_STOP = 1
-    OTHER_SAMPLES = 2
-    CANNOT_READ = 3
 
 
 class Agreement:

@@ -15,13 +15,13 @@ from jax.sharding import Mesh
 
 from altclip_jax import parallel
 from altclip_jax.model.two_towers import TwoTowerModel
+from altclip_jax.sweep import Sweep
 from altclip_jax.training import stages
 from altclip_jax.training.config import RunConfig
 from altclip_jax.training.description import Files, describe
 from altclip_jax.training.feeding import Feeder, feed
 from altclip_jax.training.interrupt import StopRequest
 from altclip_jax.training.optimizer import make_schedule
-from altclip_jax.training.passes import Passes
 from altclip_jax.training.run_folder import begin, open_model
 from altclip_jax.training.stages import Evaluate, Say
 from altclip_jax.training.state import TrainState, split
@@ -80,15 +80,15 @@ def build(
     trained_shapes, locked_shapes = split(model.param_shapes(), config.model.train, config.model.frozen)
     build_stage = stages.teacher_learning if config.stage == "teacher" else stages.contrastive
     devices = parallel.batch_devices(mesh)
-    passes = Passes(
+    sweep = Sweep(
         mesh,
         math.ceil(config.evaluation.batch_size / devices) * devices,
         threads=config.data.threads,
         log=folder / "bad_samples.jsonl",
         max_bad_share=config.data.max_bad_share,
-        stop=stop,
+        stop=(lambda: False) if stop is None else stop.asked,
     )
-    parts = build_stage(stages.Builder(config, folder, mesh, model, locked_shapes, passes, storing, say))
+    parts = build_stage(stages.Builder(config, folder, mesh, model, locked_shapes, sweep, storing, say))
 
     built = build_step(config, model, mesh, parts.objective, trained_shapes)
 

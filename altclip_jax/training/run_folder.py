@@ -18,6 +18,7 @@ from jax.sharding import Mesh
 
 from altclip_jax import checkpoints, parallel
 from altclip_jax.data.files import expanded
+from altclip_jax.distributed import barrier, is_first
 from altclip_jax.files.checkpoint_folder import CONFIG_FILE, PROCESSOR_FILES, read_whole
 from altclip_jax.files.json_file import json_bytes, read_json_object, write_json
 from altclip_jax.files.lock import hold_alone
@@ -34,7 +35,7 @@ from altclip_jax.processing.processor import IMAGE_PROCESSOR, TOKENIZER, AltCLIP
 from altclip_jax.training.checkpoint import CheckpointStore, load_tree, save_tree
 from altclip_jax.training.config import RunConfig
 from altclip_jax.training.description import config_of, differences, read_description
-from altclip_jax.training.processes import barrier, find, is_first, whole
+from altclip_jax.training.processes import find, whole
 from altclip_jax.training.state import merge, split
 from altclip_jax.weights.convert import Params
 from altclip_jax.weights.fingerprint import VERSION, fingerprint, version_of

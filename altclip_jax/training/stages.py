@@ -13,23 +13,29 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
+from jaxtyping import Int
 
+from altclip_jax.data.bad_samples import BadSamples
 from altclip_jax.data.batches import Stream
 from altclip_jax.data.image_text_stream import ImageTextStream
+from altclip_jax.data.samples import ImageTextSource
+from altclip_jax.data.sources import Mixture
 from altclip_jax.data.text_pair_stream import TextPairStream
+from altclip_jax.distributed import from_first, is_first, together
+from altclip_jax.evaluation.collection import collect
 from altclip_jax.files.checkpoint_folder import read_whole
 from altclip_jax.model.clip import CLIPTextModel, CLIPTextModelWithProjection
 from altclip_jax.model.two_towers import TwoTowerModel
 from altclip_jax.processing.fit import check_tokenizer, load_processor
 from altclip_jax.processing.processor import TOKENIZER, AltCLIPProcessor
 from altclip_jax.processing.tokenizer import load_tokenizer
+from altclip_jax.sweep import Encode, Piece, Sweep, join
 from altclip_jax.training.config import RunConfig, SourceSettings
 from altclip_jax.training.description import features_of, read_features_of
 from altclip_jax.training.evaluate import image_text_metrics, text_pair_metrics
 from altclip_jax.training.features import Features, Pieces, computed_once
 from altclip_jax.training.feeding import Lookup, image_text_stream, text_pair_stream
 from altclip_jax.training.objectives import Contrastive, Objective, TeacherLearning
-from altclip_jax.training.passes import Encoder, Passes, Piece, joined
 from altclip_jax.training.processes import find
 from altclip_jax.training.run_folder import load_locked, require_teacher
 from altclip_jax.training.state import TrainState, merge
@@ -52,7 +58,7 @@ class Builder:
     mesh: Mesh
     model: TwoTowerModel
     locked_shapes: Params
-    passes: Passes
+    sweep: Sweep
     storing: bool
     say: Say
 
@@ -63,6 +69,12 @@ class Builder:
     def processor(self) -> AltCLIPProcessor:
         """Reads the processor of the run's model."""
         return load_processor(self.folder / "model", self.model.config, use_fast=self.config.data.use_fast)
+
+    def things(self, mixture: Mixture[ImageTextSource]) -> Int[np.ndarray, " samples"]:
+        """Returns which thing each sample is about, as the first process finds it; see `collect`."""
+        log = self.folder / "bad_samples.jsonl"
+        bad = BadSamples(log, max_bad_share=self.config.data.max_bad_share, logs=is_first())
+        return from_first(together(lambda: collect(mixture, bad)).sample_ids)
 
     def features(
         self,
@@ -175,13 +187,13 @@ def _image_features(builder: Builder) -> Callable[[str, ImageTextStream, Sequenc
         output: Any = tower.apply({"params": params["vision_model"]}, batch["pixel_values"])
         return jnp.asarray(output.pooler_output, jnp.float32)
 
-    encode = builder.passes.encoder(states)
+    encode = builder.sweep.encoder(states)
 
     def pooled(name: str, stream: ImageTextStream, sources: Sequence[SourceSettings]) -> Features:
         tower = functools.cache(lambda: builder.locked(["vision_model"]))  # read if anything is computed, and once
 
         def pieces(there: np.ndarray) -> Iterator[Piece]:
-            return builder.passes.over(
+            return builder.sweep.over(
                 stream.all_pictures, encode, tower(), inputs=["pixel_values"], keep=["picture"], but=there
             )
 
@@ -195,18 +207,18 @@ def _image_features(builder: Builder) -> Callable[[str, ImageTextStream, Sequenc
 def _image_text_evaluation(
     builder: Builder, objective: Contrastive, locked: Params, stream: ImageTextStream, lookup: Lookup | None
 ) -> Evaluate:
-    passes = builder.passes
-    texts = passes.encoder(lambda params, batch: objective.texts(params, batch["input_ids"], batch["attention_mask"]))
-    images = passes.encoder(objective.images)
+    sweep = builder.sweep
+    texts = sweep.encoder(lambda params, batch: objective.texts(params, batch["input_ids"], batch["attention_mask"]))
+    images = sweep.encoder(objective.images)
     all_images, inputs = stream.all_pictures, ["pixel_values"]
     if lookup is not None:
         all_images, inputs = lookup.added_to(stream.all_pictures), [lookup.name]
-    things = passes.things(stream.mixture)
+    things = builder.things(stream.mixture)
 
     def evaluate(state: TrainState) -> dict[str, float]:
         params = merge(state.smoothed, locked)
-        image = joined(passes.over(all_images, images, params, inputs, ["example", "picture"]), "picture")
-        text = joined(passes.over(stream.all_captions, texts, params, TEXT_INPUTS, ["example"]), "example")
+        image = join(sweep.over(all_images, images, params, inputs, ["example", "picture"]), "picture")
+        text = join(sweep.over(stream.all_captions, texts, params, TEXT_INPUTS, ["example"]), "example")
         return image_text_metrics(
             image.values,
             things[image.kept["example"]],
@@ -249,7 +261,7 @@ def teacher_learning(builder: Builder) -> Parts:
     check_tokenizer(teacher.config, tokenizer, str(config.teacher.source))
     open_stream = functools.partial(text_pair_stream, config, teacher=tokenizer, student=student)
     stream, lookup = open_stream(config.data.train), None
-    teach = builder.passes.encoder(
+    teach = builder.sweep.encoder(
         lambda params, batch: objective.teach(params, batch["teacher_input_ids"], batch["teacher_attention_mask"]),
         teacher.params_prefix,
     )
@@ -263,7 +275,7 @@ def teacher_learning(builder: Builder) -> Parts:
                 len(stream.mixture),
                 width,
                 config.data.train,
-                lambda there: builder.passes.over(
+                lambda there: builder.sweep.over(
                     stream.all_sources, teach, helper, _TEACHER_INPUTS, ["example"], but=there
                 ),
                 "example",
@@ -291,24 +303,27 @@ def _text_pair_evaluation(
     locked: Params,
     helper: Params,
     stream: TextPairStream,
-    teach: Encoder,
+    teach: Encode,
 ) -> Evaluate:
-    passes = builder.passes
-    encode = passes.encoder(
-        lambda params, batch: objective.student(params, batch["input_ids"], batch["attention_mask"])
-    )
+    sweep = builder.sweep
+    encode = sweep.encoder(lambda params, batch: objective.student(params, batch["input_ids"], batch["attention_mask"]))
 
     @functools.cache
     def taught() -> Piece:
         keep = ["example", "teacher_input_ids"]
-        return joined(passes.over(stream.all_sources, teach, helper, _TEACHER_INPUTS, keep), "example")
+        return join(sweep.over(stream.all_sources, teach, helper, _TEACHER_INPUTS, keep), "example")
 
     def evaluate(state: TrainState) -> dict[str, float]:
         params = merge(state.smoothed, locked)
-        students = joined(passes.over(stream.all_examples, encode, params, TEXT_INPUTS, ["example"]), "example")
+        students = join(sweep.over(stream.all_examples, encode, params, TEXT_INPUTS, ["example"]), "example")
         teachers = taught()
-        same = np.unique(teachers.kept["teacher_input_ids"], axis=0, return_inverse=True)[1].reshape(-1)
-        return text_pair_metrics(students.values, teachers.values, same, students.languages)
+        # either pass may have met a sample that it could not read
+        _, ours, theirs = np.intersect1d(students.kept["example"], teachers.kept["example"], return_indices=True)
+        if not len(ours):
+            raise ValueError("There is nothing to measure: no pair of the evaluation could be read on both sides.")
+        same = np.unique(teachers.kept["teacher_input_ids"][theirs], axis=0, return_inverse=True)[1].reshape(-1)
+        languages = [students.languages[place] for place in ours.tolist()]
+        return text_pair_metrics(students.values[ours], teachers.values[theirs], same, languages)
 
     return evaluate
 

@@ -32,8 +32,8 @@ RECIPE = Path(__file__).parents[2] / "recipes/emoji/contrastive.toml"
 ALTCLIP = [sys.executable, "-m", "altclip_jax"]
 PROGRAM = """
 import errno, pathlib, sys, time
-from altclip_jax import cli
-from altclip_jax.training import loop, passes, run, stages
+from altclip_jax import cli, sweep
+from altclip_jax.training import loop, run, stages
 from orbax.checkpoint._src.checkpointers import async_checkpointer
 
 def fail(*arguments, **options):
@@ -51,7 +51,7 @@ FAULTS: dict[str, tuple[int, str, str]] = {
         "MemoryError",
         """
 def evaluated(self, step, state):
-    passes.Passes._in_order = fail
+    sweep.Sweep._in_order = fail
     return plain(self, step, state)
 plain, loop._Loop._evaluated = loop._Loop._evaluated, evaluated
 """,

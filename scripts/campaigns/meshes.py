@@ -261,8 +261,9 @@ def measure(folder: Path, run_folder: Path, stage: str, axes: dict[str, int], st
     """Compute features, evaluate a first state, make some steps, and keep what came out."""
     import optax
 
+    from altclip_jax.distributed import barrier, is_first
     from altclip_jax.training.description import files_of
-    from altclip_jax.training.processes import barrier, is_first, whole
+    from altclip_jax.training.processes import whole
     from altclip_jax.training.run import build
     from altclip_jax.weights.convert import flatten
 

@@ -14,10 +14,10 @@ import numpy as np
 from PIL import Image
 
 from altclip_jax import AltCLIP
-from altclip_jax.evaluation.embedding import embed_texts
 from altclip_jax.evaluation.retrieval import recall
 from altclip_jax.evaluation.zero_shot import classify
 from altclip_jax.files.json_file import read_json_object
+from altclip_jax.sweep import embed_texts
 
 PIXELS = 16  # of a side, for the nearest neighbour
 

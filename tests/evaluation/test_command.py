@@ -8,9 +8,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from altclip_jax import AltCLIP, cli
+from altclip_jax import AltCLIP, cli, sweep
 from altclip_jax.assets import PICTURES
-from altclip_jax.evaluation import embedding
 from altclip_jax.evaluation.retrieval import retrieval
 
 ROOT = Path(__file__).parents[2]
@@ -117,19 +116,19 @@ def test_zero_shot_says_what_the_pipeline_says(capsys, categories, tmp_path):
 
 
 def test_zero_shot_embeds_the_pictures_once(capsys, categories, monkeypatch):
-    calls = []
-    original = embedding.encoders.encode_images
+    decoded = []
+    original = sweep.Pixels.__call__
 
-    def counted(*arguments, **settings):
-        calls.append(len(arguments[2]))
-        return original(*arguments, **settings)
+    def counted(*arguments):
+        decoded.append(arguments[1])
+        return original(*arguments)
 
-    monkeypatch.setattr(embedding.encoders, "encode_images", counted)
+    monkeypatch.setattr(sweep.Pixels, "__call__", counted)
     code, out, _ = run(
         capsys, "zero-shot", str(categories / "categories"), "--classes", str(categories / "categories.json")
     )
     assert code == 0
-    assert calls == [64, 64]
+    assert len(decoded) == len(set(decoded)) == 126
     rows = [line.split("│")[1].strip() for line in out.splitlines() if "│" in line]
     assert rows[:11] == ["ar", "de", "en", "es", "fr", "hi", "it", "ja", "ko", "ru", "zh"]
 

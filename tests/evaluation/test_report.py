@@ -16,7 +16,6 @@ from altclip_jax.assets import PICTURES
 from altclip_jax.data.bad_samples import BadSamples
 from altclip_jax.data.samples import Picture
 from altclip_jax.evaluation.classes import Classes
-from altclip_jax.evaluation.embedding import embed_pictures
 from altclip_jax.evaluation.labelled import Labelled
 from altclip_jax.evaluation.report.charts import Bar, heat_map, nested_bars
 from altclip_jax.evaluation.report.gallery import Gallery
@@ -24,6 +23,7 @@ from altclip_jax.evaluation.report.markup import tag
 from altclip_jax.evaluation.report.reports import retrieval_report, zero_shot_report
 from altclip_jax.evaluation.retrieval_run import evaluate_retrieval, open_collection
 from altclip_jax.evaluation.zero_shot_run import evaluate_zero_shot
+from altclip_jax.sweep import embed_pictures
 
 NAMES = json.loads((PICTURES / "names.json").read_text(encoding="utf-8"))
 KEYS = sorted(NAMES)

@@ -4,7 +4,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from altclip_jax.data.samples import SampleError
+from altclip_jax.data.text_pairs import TextPairRecords
+from altclip_jax.training import stages
 from altclip_jax.training.evaluate import image_text_metrics, text_pair_metrics
+from altclip_jax.training.loop import train
 from altclip_jax.training.losses import contrastive_loss
 
 EYE = np.eye(4, dtype=np.float32)
@@ -70,3 +74,28 @@ def test_the_length_of_a_state_matters_for_the_error_alone():
     metrics = text_pair_metrics(2 * EYE, EYE, np.arange(4), ["fr"] * 4)
     assert metrics["text_to_teacher@1"] == 1
     assert metrics["loss"] == pytest.approx(1 / 4)
+
+
+def test_a_pair_that_one_of_two_passes_cannot_read_does_not_shift_the_others(settings, workshop, tmp_path, monkeypatch):
+    held_out = tmp_path / "held_out.tsv"
+    held_out.write_bytes((workshop / "parallel.tsv").read_bytes())
+    compared = []
+    plain_read, plain_metrics = TextPairRecords.read, stages.text_pair_metrics
+    once = [None]
+
+    def read(self, index):
+        found = plain_read(self, index)
+        if "held_out" in found.name and index == 3 and once:
+            once.pop()
+            raise SampleError(found.name, "it could not be read just now")
+        return found
+
+    def metrics(students, teachers, sources, languages):
+        compared.append((len(students), len(teachers), len(sources), languages))
+        return plain_metrics(students, teachers, sources, languages)
+
+    monkeypatch.setattr(TextPairRecords, "read", read)
+    monkeypatch.setattr(stages, "text_pair_metrics", metrics)
+    data = {"data__evaluate": [{"path": str(held_out)}], "data__max_bad_share": 0.5, "data__threads": 1}
+    train(settings("teacher", steps=1, teacher__store=False, **data), quiet=True)
+    assert compared == [(35, 35, 35, ["zh", "fr", "zh", *["zh", "fr"] * 16])]

@@ -8,9 +8,9 @@ import pytest
 from altclip_jax import AltCLIPProcessor, parallel
 from altclip_jax.data.bad_samples import BadSamples
 from altclip_jax.data.loader import Loader
+from altclip_jax.sweep import Sweep
 from altclip_jax.training.features import Features, computed_once
 from altclip_jax.training.feeding import Lookup, image_text_stream, text_pair_stream
-from altclip_jax.training.passes import Passes
 
 ROWS, WIDTH = 10, 3
 OF = {"sources": ["a"]}
@@ -114,8 +114,8 @@ def test_a_pass_tries_what_cannot_be_read_once(tmp_path):
         yield from ()
 
     mesh = parallel.make_mesh(data=8)
-    passes = Passes(mesh, 16, threads=1, log=tmp_path / "bad.jsonl", max_bad_share=0.01)
-    assert list(passes.over(walk, passes.encoder(lambda params, batch: batch), {}, [], [])) == []
+    sweep = Sweep(mesh, 16, threads=1, log=tmp_path / "bad.jsonl", max_bad_share=0.01)
+    assert list(sweep.over(walk, sweep.encoder(lambda params, batch: batch), {}, [], [])) == []
     assert begun == [16]
 
 

@@ -124,7 +124,8 @@ import jax
 jax.config.update("jax_num_cpu_devices", 2)
 process = int(sys.argv[2])
 jax.distributed.initialize(sys.argv[1], 2, process)
-from altclip_jax.training import config, loop, passes, stages
+from altclip_jax.training import config, loop, stages
+from altclip_jax import sweep
 {fault}
 loop.train(config.RunConfig.from_values(json.loads(sys.argv[3])), quiet=True)
 """
@@ -138,7 +139,7 @@ IN_THE_PASS = """
 def fail(*arguments):
     raise MemoryError
 def fail_from_now_on(self, step, state):
-    passes.Passes._in_order = fail
+    sweep.Sweep._in_order = fail
     return plain(self, step, state)
 plain = loop._Loop._evaluated
 if process == 0:

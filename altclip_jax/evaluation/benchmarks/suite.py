@@ -12,10 +12,10 @@ from altclip_jax.data.bad_samples import BadSamples
 from altclip_jax.evaluation.benchmarks.catalogue import BENCHMARKS, Benchmark, Opened
 from altclip_jax.evaluation.benchmarks.published import Reference, pictures_of, reference
 from altclip_jax.evaluation.collection import Collection
-from altclip_jax.evaluation.embedding import Known, Progress
 from altclip_jax.evaluation.retrieval_run import RetrievalRun, evaluate_retrieval
 from altclip_jax.evaluation.zero_shot_run import ZeroShotRun, evaluate_zero_shot
 from altclip_jax.inference.pipeline import AltCLIP
+from altclip_jax.sweep import Known, Progress
 
 Run = RetrievalRun | ZeroShotRun
 

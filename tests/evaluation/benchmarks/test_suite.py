@@ -6,9 +6,8 @@ import shutil
 import numpy as np
 import pytest
 
-from altclip_jax import AltCLIP, cli
+from altclip_jax import AltCLIP, cli, sweep
 from altclip_jax.assets import PICTURES
-from altclip_jax.evaluation import embedding
 from altclip_jax.evaluation.benchmarks.catalogue import BENCHMARKS, CIFAR_TEMPLATES
 from altclip_jax.evaluation.benchmarks.imagenet import imagenet
 from altclip_jax.evaluation.benchmarks.published import pictures_of, published, reference
@@ -78,17 +77,17 @@ def test_candidates_are_the_classes_that_have_a_folder(outcome, data):
 
 
 def test_a_picture_in_several_benchmarks_is_embedded_once(data, clip, monkeypatch):
-    rows = []
-    original = embedding.encoders.run_padded
+    decoded = []
+    original = sweep.Pixels.__call__
 
-    def counted(encode, batch_size, *arrays):
-        rows.append(len(arrays[0]))
-        return original(encode, batch_size, *arrays)
+    def counted(*arguments):
+        decoded.append(arguments[1])
+        return original(*arguments)
 
-    monkeypatch.setattr(embedding.encoders, "run_padded", counted)
+    monkeypatch.setattr(sweep.Pixels, "__call__", counted)
     names = ["mscoco", "mscoco-val2014", "coco-cn-1k", "coco-cn-5k"]
     assert list(run_suite(clip, data, names, batch_size=2).runs) == names
-    assert sum(rows) == 9  # the others are among MSCOCO's
+    assert len(decoded) == 9  # the others are among MSCOCO's
 
 
 def test_one_that_fails_does_not_keep_the_others_from_running(data, clip, tmp_path):

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
         XLMRobertaConfig,
     )
     from altclip_jax.export.folder import export_program
+    from altclip_jax.files.checkpoint_folder import CheckpointError
     from altclip_jax.inference.pipeline import AltCLIP
     from altclip_jax.model.altclip import AltCLIPModel
     from altclip_jax.model.clip import CLIPModel, CLIPTextModel, CLIPTextModelWithProjection
@@ -35,7 +36,6 @@ if TYPE_CHECKING:
     from altclip_jax.processing.image import AltCLIPImageProcessor, ImageError
     from altclip_jax.processing.processor import AltCLIPProcessor
     from altclip_jax.processing.tokenizer import AltCLIPTokenizer, CLIPTokenizer, load_tokenizer
-    from altclip_jax.weights.stored import CheckpointError
 
 __version__ = "0.1.0"
 

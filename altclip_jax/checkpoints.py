@@ -12,7 +12,7 @@ from jax.typing import DTypeLike
 
 from altclip_jax.config import is_flagai
 from altclip_jax.files import hub
-from altclip_jax.files.checkpoint_folder import ORBAX, read_whole
+from altclip_jax.files.checkpoint_folder import ORBAX, CheckpointError, read_whole, weights_in
 from altclip_jax.files.json_file import read_json_object
 from altclip_jax.model.altclip import AltCLIPModel
 from altclip_jax.model.clip import CLIPModel, CLIPTextModel
@@ -20,13 +20,13 @@ from altclip_jax.model.pretrained import PretrainedModel
 from altclip_jax.model.text import AltCLIPTextModel
 from altclip_jax.model.vision import AltCLIPVisionModel, CLIPVisionModel
 from altclip_jax.processing.processor import IMAGE_PROCESSOR, TOKENIZER
+from altclip_jax.quantization.files import read_description
+from altclip_jax.quantization.leaves import dequantize as dequantize_params
+from altclip_jax.quantization.leaves import is_part, shape_leaves, split_leaves
+from altclip_jax.quantization.rules import QuantizationRule
 from altclip_jax.weights import pretrained
 from altclip_jax.weights.convert import Params, flatten, plan_reading, unflatten
-from altclip_jax.weights.quantization import QuantizationRule, quantized_shapes
-from altclip_jax.weights.quantized import dequantized, parts
-from altclip_jax.weights.quantized_files import read_description
-from altclip_jax.weights.readers import CheckpointError, open_checkpoint, weights_in
-from altclip_jax.weights.rules import is_part
+from altclip_jax.weights.readers import open_checkpoint
 
 Part = Literal["full", "text", "vision"]
 Family = Literal["altclip", "clip"]
@@ -114,7 +114,7 @@ def _summaries(folder: Path, shapes: Params, model: PretrainedModel) -> tuple[Fi
     with open_checkpoint(weights) as checkpoint:
         forms = pretrained.stored_forms(folder, model, checkpoint)
         table, prefix = model.rule_table, model.params_prefix
-        expected = unflatten(quantized_shapes(flatten(shapes), forms, table, prefix))
+        expected = unflatten(shape_leaves(flatten(shapes), forms))
         plan_reading(checkpoint.infos, expected, table=table, prefix=prefix, subject=str(folder))
         return tuple(
             FileSummary(
@@ -180,7 +180,7 @@ def convert(
         return *model_class.from_pretrained(folder, param_dtype=stored, quantize=quantize), processor
 
     model, params, processor = read_whole(folder, read)
-    params = dequantized(params) if dequantize else params
+    params = dequantize_params(params) if dequantize else params
 
     def verify(staged: Path) -> None:
         _verify(model_class, staged, stored, params)
@@ -204,7 +204,7 @@ def _shared_dtype(folder: Path) -> DTypeLike:
 
 def _verify(model_class: type[PretrainedModel], target: Path, dtype: DTypeLike, params: Any) -> None:
     _, again = model_class.from_pretrained(target, param_dtype=dtype)
-    written, read = flatten(parts(params)), flatten(parts(again))
+    written, read = flatten(split_leaves(params)), flatten(split_leaves(again))
     different = sorted(written.keys() ^ read.keys()) or [
         path for path in written if np.asarray(written[path]).tobytes() != np.asarray(read[path]).tobytes()
     ]

@@ -4,12 +4,18 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import math
 import platform
+from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     import jax
+    import numpy as np
+    from numpy.typing import NDArray
+
+_ALIGNMENT = 64  # bytes: from here on jax adopts a host array on CPU without copying it
 
 
 def processor() -> str:
@@ -28,3 +34,13 @@ def default_device() -> jax.Device:
 
     (device,) = jax.device_put(0).devices()
     return device
+
+
+def aligned_empty(shape: Sequence[int], dtype: np.dtype[Any]) -> NDArray[Any]:
+    """Returns an uninitialised contiguous array whose memory begins at a multiple of 64 bytes."""
+    import numpy as np
+
+    nbytes = math.prod(shape) * dtype.itemsize
+    raw = np.empty(nbytes + _ALIGNMENT, np.uint8)
+    start = -raw.ctypes.data % _ALIGNMENT
+    return raw[start : start + nbytes].view(dtype).reshape(shape)

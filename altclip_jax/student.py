@@ -33,10 +33,10 @@ from altclip_jax.processing.fit import picture_problems, tokenizer_problems
 from altclip_jax.processing.image import AltCLIPImageProcessor
 from altclip_jax.processing.processor import IMAGE_PROCESSOR, TOKENIZER, AltCLIPProcessor
 from altclip_jax.processing.tokenizer import load_tokenizer
+from altclip_jax.quantization.files import refuse_quantized
 from altclip_jax.weights.convert import flatten, params_from_tensors, unflatten
 from altclip_jax.weights.families import CLIP, XLM_ROBERTA
 from altclip_jax.weights.pretrained import CONFIG, WEIGHTS, save
-from altclip_jax.weights.quantized_files import refuse_quantized
 from altclip_jax.weights.readers import open_checkpoint
 from altclip_jax.weights.rules import RuleTable
 

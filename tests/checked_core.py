@@ -10,8 +10,8 @@ import re
 from beartype import beartype
 from jaxtyping import TypeCheckError, install_import_hook
 
-CORE = ("model.", "training.losses", "inference.", "processing.", "weights.quantized", "weights.codes")
-ABSTRACT = {"weights.quantized.QuantizedArray.rows"}
+CORE = ("model.", "training.losses", "inference.", "processing.", "quantization.leaves", "quantization.codes")
+ABSTRACT = {"quantization.leaves.QuantizedArray.rows"}
 SHAPED = re.compile(r"jaxtyping|\[(Array|AnyArray|np\.ndarray)\b")
 checked, called = set(ABSTRACT), set(ABSTRACT)
 

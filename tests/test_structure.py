@@ -16,6 +16,7 @@ FLOORS = (
     "assets",
     "processing",
     "data",
+    "quantization",
     "weights",
     "distributed",
     "parallel",

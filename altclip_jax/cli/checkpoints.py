@@ -59,7 +59,7 @@ def add_commands(commands: Any) -> None:
 
 def _convert(options: argparse.Namespace) -> None:
     from altclip_jax import checkpoints
-    from altclip_jax.weights.quantization import quantization_rules
+    from altclip_jax.quantization.rules import quantization_rules
 
     if options.group_size is not None and options.quantize is None:
         raise ValueError(f"--group-size {options.group_size} is for --quantize int4: add that.")
@@ -124,11 +124,11 @@ def _print_description(description: Any, as_json: bool) -> None:
     for file in description.files:
         print(f"  {file.name:34} {file.bytes:>15,} bytes, {file.tensors} tensors, {', '.join(file.dtypes)}")
     if description.quantization is not None:
-        from altclip_jax.weights.quantized_files import counted
+        from altclip_jax.quantization.files import say_counts
 
         groups = description.quantization.get("group_sizes")
         of = f", in groups of {' and '.join(map(str, groups))}" if groups else ""
-        print(f"  quantized: {counted(description.quantization['tensors'])}{of}")
+        print(f"  quantized: {say_counts(description.quantization['tensors'])}{of}")
     towers = {name: value for name, value in description.config.items() if name in ("text_config", "vision_config")}
     for name, values in (towers or {"config": description.config}).items():
         print(f"  {name}: " + ", ".join(f"{key} {values[key]}" for key in _SHOWN if key in values))

@@ -10,13 +10,14 @@ from __future__ import annotations
 import contextlib
 import os
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TypeVar
 
 from altclip_jax.files import whole
 from altclip_jax.files.json_file import parse_json
 from altclip_jax.files.staging import staged_name
+from altclip_jax.sentences import list_some
 
 CONFIG_FILE = "config.json"
 ORBAX = "orbax_params"
@@ -35,7 +36,75 @@ IMAGE_FILES = ("preprocessor_config.json",)
 IMAGE_FILES_REPLACED = ("processor_config.json", *IMAGE_FILES)
 PROCESSOR_FILES = (*TOKENIZER_FILES, *IMAGE_FILES_REPLACED)
 
+WEIGHT_SUFFIXES = (".safetensors", ".bin", ".pt", ".pth", ".index.json")
+_FOREIGN = {
+    ".msgpack": "Flax weights of transformers",
+    ".h5": "TensorFlow weights",
+    ".gguf": "GGUF weights",
+    ".onnx": "an ONNX graph",
+    ".ckpt": "a training checkpoint",
+}
+
 T = TypeVar("T")
+
+
+class CheckpointError(ValueError):
+    """Weights that cannot be used as they are; the message lists every fault that was found."""
+
+    def __init__(self, subject: str, faults: Sequence[str] = ()):
+        """Join faults to one message.
+
+        Args:
+            subject: a whole sentence where `faults` is empty, else what the faults belong to (a file).
+            faults: one sentence each, with what was expected and what was found.
+        """
+        self.faults = tuple(faults)
+        if not faults:
+            message = subject
+        elif len(faults) == 1:
+            message = f"{subject}: {faults[0]}"
+        else:
+            message = "\n  - ".join([f"{subject}: {len(faults)} faults", *faults])
+        super().__init__(message)
+
+
+def weights_in(folder: Path) -> Path:
+    """Returns the weights that are read in a folder: of `WEIGHT_FILES` the first that exists, or `orbax_params`.
+
+    Raises:
+        CheckpointError: there are both, so that nobody knows which are meant.
+        FileNotFoundError: there are none; the message says what is there instead.
+    """
+    found = [folder / name for name in WEIGHT_FILES if os.path.lexists(folder / name)]
+    if (folder / ORBAX).is_dir():
+        if found:
+            raise CheckpointError(
+                f"{folder} holds {ORBAX} and {found[0].name}, which were not saved together: move one of them away"
+            )
+        return folder / ORBAX
+    if not found:
+        raise FileNotFoundError(_nothing_found(folder))
+    return found[0]
+
+
+def _nothing_found(folder: Path) -> str:
+    names = sorted(entry.name for entry in folder.iterdir())
+    sentences = [
+        f"{folder} holds no weights that can be read: none of {', '.join(WEIGHT_FILES)} is there",
+        f"It holds {list_some(names) or 'nothing'}",
+    ]
+    for suffix, what in _FOREIGN.items():
+        if foreign := [name for name in names if name.endswith(suffix)]:
+            sentences.append(f"{foreign[0]} is {what}; get the safetensors or PyTorch weights of the model")
+    if any(name.startswith(".model") and name.endswith(".old") for name in names):
+        sentences.append(
+            "A save was killed while it replaced files: .NAME.*.old is the earlier NAME, .NAME.*.tmp the new"
+        )
+    elif shards := [name for name in names if name.startswith(("model-", "pytorch_model-"))]:
+        sentences.append(f"{shards[0]} is a shard: the .index.json that belongs to it is missing")
+    elif other := [name for name in names if name.endswith(WEIGHT_SUFFIXES)]:
+        sentences.append(f"If {other[0]} holds the weights, pass the path of that file")
+    return ". ".join(sentences)
 
 
 def model_files(folder: Path) -> tuple[str, ...]:

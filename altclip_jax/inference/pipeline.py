@@ -23,10 +23,10 @@ from altclip_jax.processing.fit import check_processor
 from altclip_jax.processing.image_files import array_layout, single_pictures
 from altclip_jax.processing.lengths import positive
 from altclip_jax.processing.processor import IMAGE_PROCESSOR, TOKENIZER, AltCLIPProcessor
+from altclip_jax.quantization.rules import QuantizationRule
 from altclip_jax.weights.convert import Params, flatten
 from altclip_jax.weights.fingerprint import VERSION, Origin, fingerprint
 from altclip_jax.weights.pretrained import CONFIG, WEIGHTS, save
-from altclip_jax.weights.quantization import QuantizationRule
 
 Progress = Callable[[int], None]
 

@@ -18,7 +18,7 @@ from jax.typing import DTypeLike
 from jaxtyping import Float, Int
 
 from altclip_jax.model.parameters import Dense, stored_param
-from altclip_jax.weights.quantized import QuantizedArray, take_rows
+from altclip_jax.quantization.leaves import QuantizedArray, take_rows
 
 AttentionImplementation = Literal["plain", "xla", "cudnn"]
 Remat = bool | Literal["dots"]

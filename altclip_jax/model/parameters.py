@@ -16,7 +16,7 @@ from jax import Array, lax
 from jax.typing import DTypeLike
 from jaxtyping import Float
 
-from altclip_jax.weights.quantized import QuantizedArray, as_array
+from altclip_jax.quantization.leaves import QuantizedArray, as_array
 
 
 def stored_param(module: nn.Module, name: str, init: Any, shape: tuple[int, ...], dtype: DTypeLike) -> Any:

@@ -18,11 +18,11 @@ from jax.typing import DTypeLike
 
 from altclip_jax import parallel
 from altclip_jax.model.layers import AttentionImplementation, Remat
+from altclip_jax.quantization.leaves import is_quantized
+from altclip_jax.quantization.rules import QuantizationRule, plan_forms
 from altclip_jax.weights import pretrained
 from altclip_jax.weights.convert import Params, flatten, quantize_tree, unflatten
 from altclip_jax.weights.families import ALTCLIP
-from altclip_jax.weights.quantization import QuantizationRule, plan_forms
-from altclip_jax.weights.quantized import is_quantized
 from altclip_jax.weights.rules import RuleTable
 
 
@@ -78,7 +78,7 @@ class PretrainedModel(nn.Module):
             revision: Branch, tag or commit of a hub repository.
             local_files_only: Use what has been downloaded before, never the network.
             cache_dir: Where downloads are kept, instead of the hub's usual place.
-            quantize: "int8", "int4" or rules (see `altclip_jax.weights.quantization`): kernels and tables are stored in
+            quantize: "int8", "int4" or rules (see `altclip_jax.quantization.rules`): kernels and tables are stored in
                 few bits while the file is read, and made arrays of `param_dtype` layer by layer where they are used.
             attention_implementation: "plain", "xla" or "cudnn".
             remat: False, True or "dots": what of each layer the backward pass recomputes.

@@ -31,7 +31,7 @@ from altclip_jax.model.outputs import AltCLIPTextOutput
 from altclip_jax.model.parameters import Dense
 from altclip_jax.model.pretrained import PretrainedModel, example_text
 from altclip_jax.model.stacked import run_layers
-from altclip_jax.weights.quantized import QuantizedArray
+from altclip_jax.quantization.leaves import QuantizedArray
 
 
 def position_ids_from(input_ids: Int[Array, "batch sequence"], pad_token_id: int) -> Int[Array, "batch sequence"]:

@@ -22,8 +22,8 @@ from altclip_jax.model.outputs import AltCLIPVisionOutput
 from altclip_jax.model.parameters import stored_param
 from altclip_jax.model.pre_norm import pre_norm_layers
 from altclip_jax.model.pretrained import PretrainedModel, example_picture
+from altclip_jax.quantization.leaves import as_array
 from altclip_jax.weights.families import CLIP
-from altclip_jax.weights.quantized import as_array
 from altclip_jax.weights.rules import RuleTable
 
 

@@ -32,6 +32,7 @@ from altclip_jax.model.two_towers import TwoTowerModel
 from altclip_jax.processing.fit import load_processor
 from altclip_jax.processing.image import AltCLIPImageProcessor
 from altclip_jax.processing.processor import IMAGE_PROCESSOR, TOKENIZER, AltCLIPProcessor
+from altclip_jax.quantization.files import refuse_quantized
 from altclip_jax.training.checkpoint import CheckpointStore, load_tree, save_tree
 from altclip_jax.training.config import RunConfig
 from altclip_jax.training.description import config_of, differences, read_description
@@ -40,7 +41,6 @@ from altclip_jax.training.state import merge, split
 from altclip_jax.weights.convert import Params
 from altclip_jax.weights.fingerprint import VERSION, fingerprint, version_of
 from altclip_jax.weights.pretrained import CONFIG, WEIGHTS, save
-from altclip_jax.weights.quantized_files import refuse_quantized
 
 _FAMILIES: dict[str, type[TwoTowerModel]] = {"altclip": AltCLIPModel, "clip": CLIPModel}
 # What a run writes into its folder, and replaces; the rest of it is left alone.

@@ -7,25 +7,31 @@ that one's paths, "text_model/" or "vision_model/" for a tower.
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Iterable, Iterator, Mapping
+import math
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax import Array
+from jax.sharding import Sharding
 from jax.typing import DTypeLike
 from numpy.typing import NDArray
 
+from altclip_jax.files.checkpoint_folder import CheckpointError
+from altclip_jax.machine import aligned_empty
+from altclip_jax.quantization.codes import READ_ELEMENTS, Read, quantize_tensor, slices
+from altclip_jax.quantization.leaves import is_part, join_leaves, split_leaves
+from altclip_jax.quantization.narrowing import NarrowingError, refuse_infinite
+from altclip_jax.quantization.rules import Form
 from altclip_jax.weights import rules
-from altclip_jax.weights.narrowing import NarrowingError, refuse_infinite
-from altclip_jax.weights.quantization import Form
-from altclip_jax.weights.quantized import joined, parts
-from altclip_jax.weights.sharded import read_sharded
-from altclip_jax.weights.stored import CheckpointError, TensorInfo
-from altclip_jax.weights.streaming import converted_tensor, quantized_tensor
+from altclip_jax.weights.stored import TensorInfo
 from altclip_jax.weights.writers import TensorSource
 
 Params = dict[str, Any]
+Box = tuple[tuple[int, int], ...]  # for each axis, where a part of an array begins and ends
+_TOGETHER_BYTES = 64 << 20  # pieces of a tensor that take no more are cut out of one reading
 _FLOATS = frozenset({"float16", "bfloat16", "float32", "float64"})
 
 
@@ -84,27 +90,27 @@ def params_from_tensors(
             the dtype has no place for; all are named.
     """
     plan = plan_reading(infos, expected, table=table, prefix=prefix, subject=subject)
-    wanted, forms = flatten(parts(expected)), forms or {}
-    places: dict[str, Any] = {} if shardings is None else flatten(parts(shardings))
+    wanted, forms = flatten(split_leaves(expected)), forms or {}
+    places: dict[str, Any] = {} if shardings is None else flatten(split_leaves(shardings))
     made: Params = {}
     faults: list[str] = []
     for path, name, transform in plan:
         one = functools.partial(read, name)
-        target = np.dtype(wanted[path].dtype if rules.is_part(path) else dtype)
+        target = np.dtype(wanted[path].dtype if is_part(path) else dtype)
         try:
             if path in forms:
-                found = quantized_tensor(one, infos[name].shape, forms[path], f"{name} in {subject}")
+                found = quantize_tensor(one, infos[name].shape, forms[path], f"{name} in {subject}")
                 for part, array in found.items():
                     there = places.get(f"{path}/{part}")
                     made[f"{path}/{part}"] = _put(rules.to_param(array, transform, array.dtype), there)
             elif path in places:
-                made[path] = read_sharded(one, tuple(wanted[path].shape), transform, target, places[path])
+                made[path] = _read_sharded(one, tuple(wanted[path].shape), transform, target, places[path])
             else:
-                made[path] = _put(converted_tensor(one, infos[name], transform, target))
+                made[path] = _put(_convert(one, infos[name], transform, target))
         except NarrowingError as error:
             faults.append(f"{name} {error}")
     refuse_infinite(subject, faults)
-    return joined(unflatten(made), dtype)
+    return join_leaves(unflatten(made), dtype)
 
 
 def _put(array: NDArray[Any], sharding: Any = None) -> jax.Array:
@@ -116,6 +122,80 @@ def _put(array: NDArray[Any], sharding: Any = None) -> jax.Array:
     make: Any = jax.make_array_from_callback
     placed = make(array.shape, sharding, lambda index: array[index].copy())
     return placed
+
+
+def _convert(read: Read, info: TensorInfo, transform: rules.Transform, dtype: np.dtype[Any]) -> NDArray[Any]:
+    """Returns a parameter in a dtype, in our layout.
+
+    No more of it is held in the dtype of the file than a block of rows, the first axis in PyTorch's layout: a float32
+    checkpoint becomes a bfloat16 model without ever being a float32 one.
+    """
+    if info.dtype == dtype or math.prod(info.shape) <= READ_ELEMENTS:
+        return rules.to_param(read(), transform, dtype)
+    out = aligned_empty(rules.param_shape(info.shape, transform), dtype)
+    axis = rules.output_axis(transform)
+    for rows in slices(info.shape[0], max(1, READ_ELEMENTS // math.prod(info.shape[1:]))):
+        where = (*(slice(None) for _ in range(axis % out.ndim)), rows)
+        out[where] = rules.to_param(read((rows,)), transform, dtype)
+    return out
+
+
+def _read_sharded(
+    read: Callable[[tuple[slice, ...]], NDArray[Any]],
+    shape: tuple[int, ...],
+    transform: rules.Transform,
+    dtype: np.dtype[Any],
+    sharding: Sharding,
+) -> Array:
+    """Reads a parameter piece by piece; the host holds one piece of it at a time, or 64 MiB.
+
+    Args:
+        read: Gives a part of the tensor, in PyTorch's layout.
+        shape: Of the parameter.
+        transform: From PyTorch's layout.
+        dtype: Of the parameter.
+        sharding: Which device keeps which piece. A piece that several devices of this process keep is read once.
+    """
+    owners: dict[Box, list[jax.Device]] = {}
+    for device, index in sharding.addressable_devices_indices_map(shape).items():
+        assert index is not None
+        owners.setdefault(_box_of(index, shape), []).append(device)
+    arrays: list[Array] = []
+    for whole, pieces in _group(list(owners), dtype.itemsize):
+        found = read(rules.torch_index(_slices_of(whole), transform))
+        for piece in pieces:
+            part: Any = (*rules.torch_index(_slices_of(piece, whole), transform), ...)  # which keeps a scalar an array
+            made = rules.to_param(found[part], transform, dtype)
+            arrays += [jax.device_put(made, device) for device in owners[piece]]
+    return jax.make_array_from_single_device_arrays(shape, sharding, arrays, dtype=dtype)
+
+
+def _group(pieces: Sequence[Box], itemsize: int) -> list[tuple[Box, Sequence[Box]]]:
+    """Returns what is read at a time, with the pieces in it.
+
+    Neighbours share the rows of the file: read one by one, each would take as many system calls as all of them.
+    """
+    if not pieces:
+        return []
+    ranges = [[piece[axis] for piece in pieces] for axis in range(len(pieces[0]))]
+    whole = tuple((min(begin for begin, _ in axis), max(end for _, end in axis)) for axis in ranges)
+    size = _size_of(whole)
+    if size == sum(map(_size_of, pieces)) and size * itemsize <= _TOGETHER_BYTES:
+        return [(whole, pieces)]
+    return [(piece, [piece]) for piece in pieces]
+
+
+def _box_of(index: Sequence[slice], shape: Sequence[int]) -> Box:
+    return tuple(wanted.indices(size)[:2] for wanted, size in zip(index, shape, strict=True))
+
+
+def _slices_of(box: Box, within: Box | None = None) -> tuple[slice, ...]:
+    within = within or ((0, 0),) * len(box)
+    return tuple(slice(begin - first, end - first) for (begin, end), (first, _) in zip(box, within, strict=True))
+
+
+def _size_of(box: Box) -> int:
+    return math.prod(end - begin for begin, end in box)
 
 
 def plan_reading(
@@ -131,7 +211,7 @@ def plan_reading(
     Raises:
         CheckpointError: see `params_from_tensors`.
     """
-    wanted = flatten(parts(expected))
+    wanted = flatten(split_leaves(expected))
     towers = {_top(prefix + path) for path in wanted}
     found: dict[str, tuple[str, rules.Transform]] = {}
     faults: list[str] = []
@@ -149,7 +229,7 @@ def plan_reading(
             faults.append(f"set twice: {found[path][0]} and {name} are the same parameter")
         else:
             found[path] = (name, rule[1])
-            faults += _misfits(info, wanted[path], rule[1], rules.is_part(path))
+            faults += _misfits(info, wanted[path], rule[1], is_part(path))
     missing = [path for path in wanted if path not in found]
     faults += [f"missing: {_in_file(prefix + path, wanted[path], table)}" for path in missing]
     if faults:
@@ -171,7 +251,7 @@ def tensor_sources(
         ValueError: the tree is not the one the model needs; all differences are named.
     """
     check_params(params, expected)
-    return list(_sources(flatten(parts(params)), table, prefix, dtype))
+    return list(_sources(flatten(split_leaves(params)), table, prefix, dtype))
 
 
 def quantize_tree(
@@ -192,12 +272,12 @@ def quantize_tree(
         assert rule is not None
         array = rules.from_param(np.asarray(leaf), rule[1], np.dtype(leaf.dtype))
         try:
-            found = quantized_tensor(array.__getitem__, array.shape, forms[path], path)
+            found = quantize_tensor(array.__getitem__, array.shape, forms[path], path)
         except NarrowingError as error:
             faults.append(f"{path} {error}")
             continue
         placed = {part: _put(rules.to_param(codes, rule[1], codes.dtype)) for part, codes in found.items()}
-        made |= joined({path: placed}, leaf.dtype)
+        made |= join_leaves({path: placed}, leaf.dtype)
     refuse_infinite("The quantized model", faults)
     return unflatten(made)
 
@@ -210,7 +290,7 @@ def _sources(
         if rule is None:
             raise ValueError(f"The parameter {prefix + path} has no rule in altclip_jax/weights/families.py.")
         name, transform = rule
-        target = np.dtype(leaf.dtype if dtype is None or rules.is_part(path) else dtype)
+        target = np.dtype(leaf.dtype if dtype is None or is_part(path) else dtype)
 
         def load(leaf: Any = leaf, transform: rules.Transform = transform, target: Any = target) -> NDArray[Any]:
             return rules.from_param(np.asarray(leaf), transform, target)

@@ -2,7 +2,8 @@
 
 from pathlib import Path
 
-from altclip_jax.weights.stored import CheckpointError, StoredFile
+from altclip_jax.files.checkpoint_folder import CheckpointError
+from altclip_jax.weights.stored import StoredFile
 
 SAFETENSORS = "a safetensors file"
 ZIP = "a zip archive, as torch.save has written since torch 1.6"

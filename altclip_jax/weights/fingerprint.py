@@ -28,8 +28,8 @@ import altclip_jax
 from altclip_jax.files.checkpoint_folder import ORBAX
 from altclip_jax.files.json_file import read_json_object, write_json
 from altclip_jax.files.user_cache import user_cache
+from altclip_jax.quantization.leaves import QuantizedArray, split_leaves
 from altclip_jax.weights.convert import Params, flatten
-from altclip_jax.weights.quantized import QuantizedArray, parts
 
 VERSION = 2
 _BLOCK = 2**24  # bytes that are hashed together; a part of what version 2 means
@@ -61,7 +61,7 @@ def fingerprint(params: Params, version: int = VERSION) -> str:
             f"A fingerprint of version {version} was made by a later altclip_jax: this one knows 1 to {VERSION}."
         )
     digest = hashlib.sha256("".join(_few_bits(params)).encode())
-    arrays = sorted(flatten(parts(params)).items(), key=lambda item: -item[1].nbytes)
+    arrays = sorted(flatten(split_leaves(params)).items(), key=lambda item: -item[1].nbytes)
     with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as threads:  # hashlib lets go of the interpreter's lock
         hashes = {path: _hash(_on_host(array), threads) for path, array in arrays}
     for path, array in sorted(arrays):
@@ -85,12 +85,12 @@ class Origin:
         """Remembers what was read, unless the files have changed meanwhile or just before; returns itself."""
         changed = max((max(times) for _, _, _, *times in self._state), default=0)
         if self._is_as_it_was() and time.time_ns() - changed > _SETTLED:
-            self._arrays = {path: weakref.ref(array) for path, array in flatten(parts(params)).items()}
+            self._arrays = {path: weakref.ref(array) for path, array in flatten(split_leaves(params)).items()}
         return self
 
     def fingerprint(self, params: Params) -> str:
         """Returns the fingerprint of parameters: as it was kept for these files if they are theirs."""
-        arrays = flatten(parts(params))
+        arrays = flatten(split_leaves(params))
         if sum(array.nbytes for array in arrays.values()) < _KEPT_FROM or not self._is_of(arrays):
             return fingerprint(params)
         shapes = [f"{path} {array.shape} {array.dtype}" for path, array in sorted(arrays.items())]

@@ -20,11 +20,27 @@ from altclip_jax.files.checkpoint_folder import (
     WEIGHT_FILES,
     model_files,
     read_whole,
+    weights_in,
 )
 from altclip_jax.files.json_file import json_bytes
 from altclip_jax.files.ownership import refuse_ours
 from altclip_jax.files.whole import Change
 from altclip_jax.machine import default_device
+from altclip_jax.quantization.files import (
+    KEY,
+    METADATA,
+    check_description,
+    check_reach,
+    check_scales,
+    describe_leaves,
+    find_forms,
+    read_description,
+    say_counts,
+)
+from altclip_jax.quantization.leaves import is_part, join_leaves, shape_leaves, split_leaves
+from altclip_jax.quantization.narrowing import NarrowingError, reaches_further, refuse_infinite, too_large
+from altclip_jax.quantization.rules import Form, QuantizationRule, plan_forms
+from altclip_jax.weights import rules
 from altclip_jax.weights.convert import (
     Params,
     check_params,
@@ -33,23 +49,7 @@ from altclip_jax.weights.convert import (
     tensor_sources,
     unflatten,
 )
-from altclip_jax.weights.narrowing import NarrowingError, reaches_further, refuse_infinite, too_large
-from altclip_jax.weights.quantization import Form, QuantizationRule, plan_forms, quantized_shapes
-from altclip_jax.weights.quantized import joined, parts
-from altclip_jax.weights.quantized_files import (
-    KEY,
-    METADATA,
-    check_description,
-    check_reach,
-    check_scales,
-    counted,
-    description_of,
-    forms_in_file,
-    forms_in_tree,
-    read_description,
-)
-from altclip_jax.weights.readers import Checkpoint, open_checkpoint, weights_in
-from altclip_jax.weights.rules import is_part
+from altclip_jax.weights.readers import Checkpoint, open_checkpoint
 from altclip_jax.weights.writers import TensorSource, add_weights
 
 CONFIG = hub.Files(CONFIG_FILE, ((CONFIG_FILE,),))
@@ -99,26 +99,26 @@ def _load(
     described = read_description(folder)
     forms = {} if quantize is None else _forms_to_make(folder, described, quantize, shapes, model.params_prefix)
 
-    def placed(forms: Mapping[str, Form]) -> Params | None:
-        return None if place is None else place(_with_forms(model, shapes, forms))
+    def place_all(forms: Mapping[str, Form]) -> Params | None:
+        return None if place is None else place(unflatten(shape_leaves(shapes, forms)))
 
     weights = weights_in(folder)
     if weights.name == ORBAX:
         has = stored_forms(folder, model, None)
-        expected = _with_forms(model, shapes, has)
-        params = load_orbax(weights, expected, placed(has), dtype=stored)
+        expected = unflatten(shape_leaves(shapes, has))
+        params = load_orbax(weights, expected, place_all(has), dtype=stored)
     else:
         with open_checkpoint(weights) as checkpoint:
             has = stored_forms(folder, model, checkpoint)
             params = params_from_tensors(
                 checkpoint.infos,
                 checkpoint.read,
-                _with_forms(model, shapes, has),
+                unflatten(shape_leaves(shapes, has)),
                 table=model_class.rule_table,
                 prefix=model_class.params_prefix,
                 dtype=stored,
                 subject=_subject(folder, checkpoint),
-                shardings=placed(has | forms),
+                shardings=place_all(has | forms),
                 forms=forms,
             )
     check_scales(flatten(params), str(folder))
@@ -135,8 +135,8 @@ def _forms_to_make(
 ) -> dict[str, Form]:
     if described is not None:
         raise ValueError(
-            f"{folder} is quantized already ({counted(described.get('tensors'))}): leave quantize={quantize!r} away, or"
-            " start from the float checkpoint."
+            f"{folder} is quantized already ({say_counts(described.get('tensors'))}): leave quantize={quantize!r} away,"
+            " or start from the float checkpoint."
         )
     forms = plan_forms(shapes, quantize, prefix)
     if weights_in(folder).name == ORBAX:
@@ -162,15 +162,18 @@ def stored_forms(folder: Path, model: Any, checkpoint: Checkpoint | None) -> dic
     if checkpoint is None:
         tree = flatten(orbax_shapes(folder / ORBAX))
         check_description(described, {path: leaf.dtype for path, leaf in tree.items()}, str(folder / ORBAX))
-        return forms_in_tree(tree, shapes)
+        return find_forms(tree, shapes)
     infos = checkpoint.infos
     dtypes = {name: info.dtype for name, info in infos.items()}
     check_description(described, dtypes, _subject(folder, checkpoint))
-    return forms_in_file(infos, shapes, model.rule_table, model.params_prefix)
-
-
-def _with_forms(model: Any, shapes: Mapping[str, Any], forms: Mapping[str, Form]) -> Params:
-    return unflatten(quantized_shapes(shapes, forms, model.rule_table, model.params_prefix))
+    make: Any = jax.ShapeDtypeStruct
+    found: dict[str, Any] = {}
+    for name, info in infos.items():
+        rule = model.rule_table.path_of(model.rule_table.canonical_name(name)) if is_part(name) else None
+        if rule is not None and rule[0].startswith(model.params_prefix):
+            path = rule[0].removeprefix(model.params_prefix)
+            found[path] = make(rules.param_shape(info.shape, rule[1]), info.dtype)
+    return find_forms(found, shapes)
 
 
 def _subject(folder: Path, checkpoint: Checkpoint) -> str:
@@ -202,7 +205,7 @@ def save(
     sources = tensor_sources(
         params, model.param_shapes(), table=model.rule_table, prefix=model.params_prefix, dtype=dtype
     )
-    described = description_of(flatten(params).values())
+    described = describe_leaves(flatten(params).values())
     how = {} if described is None else {"metadata": METADATA}
     floats = [source.dtype for source in sources if not is_part(source.name)]
     widest = max(floats, key=lambda item: item.itemsize)
@@ -240,8 +243,8 @@ def save_orbax(
     leaves = list(flatten(params).values())
     with Change(folder) as change:
         with ocp.StandardCheckpointer() as checkpointer:
-            checkpointer.save(change.staged.absolute() / ORBAX, parts(params))
-        _install(change, _config_of(model, np.dtype(leaves[0].dtype), description_of(leaves)), processor, check)
+            checkpointer.save(change.staged.absolute() / ORBAX, split_leaves(params))
+        _install(change, _config_of(model, np.dtype(leaves[0].dtype), describe_leaves(leaves)), processor, check)
 
 
 def _install(
@@ -278,17 +281,17 @@ def load_orbax(
     """
     import orbax.checkpoint as ocp
 
-    wanted, stored = parts(expected), orbax_shapes(folder)
+    wanted, stored = split_leaves(expected), orbax_shapes(folder)
     check_params(stored, wanted)
     with ocp.StandardCheckpointer() as checkpointer:
         # without an explicit place orbax would restore onto the devices that wrote the checkpoint
         device = jax.sharding.SingleDeviceSharding(default_device())
-        places = jax.tree.map(lambda leaf: device, wanted) if shardings is None else parts(shardings)
+        places = jax.tree.map(lambda leaf: device, wanted) if shardings is None else split_leaves(shardings)
         abstract: Any = jax.ShapeDtypeStruct
         target = jax.tree.map(lambda leaf, at: abstract(leaf.shape, leaf.dtype, sharding=at), wanted, places)
         params: Params = checkpointer.restore(folder.absolute(), target)
     _refuse_narrowed(folder, flatten(params), flatten(stored), flatten(places))
-    return joined(params, dtype)
+    return join_leaves(params, dtype)
 
 
 def _refuse_narrowed(

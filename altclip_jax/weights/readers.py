@@ -12,25 +12,16 @@ from typing import Any, Self
 
 from numpy.typing import NDArray
 
-from altclip_jax.files.checkpoint_folder import ORBAX, WEIGHT_FILES
-from altclip_jax.sentences import list_some
+from altclip_jax.files.checkpoint_folder import ORBAX, WEIGHT_SUFFIXES, CheckpointError, weights_in
 from altclip_jax.weights.file_kind import open_regular
 from altclip_jax.weights.safetensors_file import read_safetensors
 from altclip_jax.weights.shard_index import INDEX_SUFFIX, placement_faults, read_index
-from altclip_jax.weights.stored import CheckpointError, StoredFile, StoredTensor, TensorInfo
+from altclip_jax.weights.stored import StoredFile, StoredTensor, TensorInfo
 from altclip_jax.weights.torch_file import read_torch
 
 __all__ = ["Checkpoint", "CheckpointError", "TensorInfo", "open_checkpoint", "weights_in"]
 
 _TORCH_SUFFIXES = (".bin", ".pt", ".pth")
-_SUFFIXES = (".safetensors", *_TORCH_SUFFIXES, INDEX_SUFFIX)
-_FOREIGN = {
-    ".msgpack": "Flax weights of transformers",
-    ".h5": "TensorFlow weights",
-    ".gguf": "GGUF weights",
-    ".onnx": "an ONNX graph",
-    ".ckpt": "a training checkpoint",
-}
 
 
 def open_checkpoint(path: str | os.PathLike[str]) -> Checkpoint:
@@ -50,30 +41,11 @@ def open_checkpoint(path: str | os.PathLike[str]) -> Checkpoint:
             raise CheckpointError(f"{path} is of orbax: make safetensors of {path.parent} with `altclip convert`")
     elif not os.path.lexists(path):
         raise FileNotFoundError(f"{path} does not exist; a folder or a file of weights was expected")
-    if not path.name.endswith(_SUFFIXES):
-        raise CheckpointError(f"{path} is none of *{', *'.join(_SUFFIXES)}, the kinds of files that are read")
+    if not path.name.endswith(WEIGHT_SUFFIXES):
+        raise CheckpointError(f"{path} is none of *{', *'.join(WEIGHT_SUFFIXES)}, the kinds of files that are read")
     if path.name.endswith(INDEX_SUFFIX):
         return _open_shards(path)
     return Checkpoint([_Part(path)])
-
-
-def weights_in(folder: Path) -> Path:
-    """Return the weights that are read in a folder: of `WEIGHT_FILES` the first that exists, or `orbax_params`.
-
-    Raises:
-        CheckpointError: there are both, so that nobody knows which are meant.
-        FileNotFoundError: there are none; the message says what is there instead.
-    """
-    found = [folder / name for name in WEIGHT_FILES if os.path.lexists(folder / name)]
-    if (folder / ORBAX).is_dir():
-        if found:
-            raise CheckpointError(
-                f"{folder} holds {ORBAX} and {found[0].name}, which were not saved together: move one of them away"
-            )
-        return folder / ORBAX
-    if not found:
-        raise FileNotFoundError(_nothing_found(folder))
-    return found[0]
 
 
 class Checkpoint:
@@ -158,23 +130,3 @@ def _open_shards(index: Path) -> Checkpoint:
             raise CheckpointError(str(index), faults)
         opened.pop_all()
     return Checkpoint(list(parts.values()))
-
-
-def _nothing_found(folder: Path) -> str:
-    names = sorted(entry.name for entry in folder.iterdir())
-    sentences = [
-        f"{folder} holds no weights that can be read: none of {', '.join(WEIGHT_FILES)} is there",
-        f"It holds {list_some(names) or 'nothing'}",
-    ]
-    for suffix, what in _FOREIGN.items():
-        if foreign := [name for name in names if name.endswith(suffix)]:
-            sentences.append(f"{foreign[0]} is {what}; get the safetensors or PyTorch weights of the model")
-    if any(name.startswith(".model") and name.endswith(".old") for name in names):
-        sentences.append(
-            "A save was killed while it replaced files: .NAME.*.old is the earlier NAME, .NAME.*.tmp the new"
-        )
-    elif shards := [name for name in names if name.startswith(("model-", "pytorch_model-"))]:
-        sentences.append(f"{shards[0]} is a shard: the {INDEX_SUFFIX} that belongs to it is missing")
-    elif other := [name for name in names if name.endswith(_SUFFIXES)]:
-        sentences.append(f"If {other[0]} holds the weights, pass the path of that file")
-    return ". ".join(sentences)

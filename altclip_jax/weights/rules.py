@@ -15,11 +15,11 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from altclip_jax.weights.narrowing import narrow
-from altclip_jax.weights.stored import aligned_empty
+from altclip_jax.machine import aligned_empty
+from altclip_jax.quantization.leaves import is_part
+from altclip_jax.quantization.narrowing import narrow
 
 Transform = Literal["same", "linear", "patches"]
-PARTS = ("codes", "scales", "zero_points")  # the last names of what a quantized parameter is stored as
 
 
 class Rule(NamedTuple):
@@ -79,11 +79,11 @@ class RuleTable:
 
     @functools.cached_property
     def _by_name(self) -> list[tuple[re.Pattern[str], str, Transform]]:
-        return [(_compiled(rule.name), rule.path, rule.transform) for rule in self.rules]
+        return [(_compile(rule.name), rule.path, rule.transform) for rule in self.rules]
 
     @functools.cached_property
     def _by_path(self) -> list[tuple[re.Pattern[str], str, Transform]]:
-        return [(_compiled(rule.path), rule.name, rule.transform) for rule in self.rules]
+        return [(_compile(rule.path), rule.name, rule.transform) for rule in self.rules]
 
 
 def to_param(array: NDArray[Any], transform: Transform, dtype: np.dtype[Any]) -> NDArray[Any]:
@@ -92,13 +92,13 @@ def to_param(array: NDArray[Any], transform: Transform, dtype: np.dtype[Any]) ->
     Raises:
         NarrowingError: see `narrow`.
     """
-    return _laid_out(array, _AXES[transform], dtype)
+    return _lay_out(array, _AXES[transform], dtype)
 
 
 def from_param(array: NDArray[Any], transform: Transform, dtype: np.dtype[Any]) -> NDArray[Any]:
     """Undoes `to_param`."""
     axes = _AXES[transform]
-    return _laid_out(array, axes and tuple(int(axis) for axis in np.argsort(axes)), dtype)
+    return _lay_out(array, axes and tuple(int(axis) for axis in np.argsort(axes)), dtype)
 
 
 def torch_shape(shape: tuple[int, ...], transform: Transform) -> tuple[int, ...]:
@@ -128,7 +128,7 @@ _STRIP = 16
 _AXES: dict[Transform, tuple[int, ...] | None] = {"same": None, "linear": (1, 0), "patches": (2, 3, 1, 0)}
 
 
-def _laid_out(array: NDArray[Any], axes: tuple[int, ...] | None, dtype: np.dtype[Any]) -> NDArray[Any]:
+def _lay_out(array: NDArray[Any], axes: tuple[int, ...] | None, dtype: np.dtype[Any]) -> NDArray[Any]:
     array = narrow(array, dtype)
     if axes is None:
         return array
@@ -142,13 +142,8 @@ def _laid_out(array: NDArray[Any], axes: tuple[int, ...] | None, dtype: np.dtype
     return out
 
 
-def _compiled(template: str) -> re.Pattern[str]:
+def _compile(template: str) -> re.Pattern[str]:
     return re.compile(re.escape(template).replace(r"\{i\}", "(0|[1-9][0-9]*)"))
-
-
-def is_part(path: str) -> bool:
-    """Tells whether a path, or a name, is that of a part of a quantized parameter."""
-    return re.split(r"[./]", path)[-1] in PARTS
 
 
 def _look_up(

@@ -10,10 +10,10 @@ import ml_dtypes
 import numpy as np
 import safetensors
 
+from altclip_jax.files.checkpoint_folder import CheckpointError
 from altclip_jax.weights.file_kind import SAFETENSORS, require_kind
 from altclip_jax.weights.stored import (
     MAX_CATALOGUE_BYTES,
-    CheckpointError,
     StoredFile,
     StoredTensor,
     TensorInfo,

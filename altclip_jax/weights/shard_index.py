@@ -3,9 +3,10 @@
 from collections.abc import Collection, Mapping
 from pathlib import Path
 
+from altclip_jax.files.checkpoint_folder import CheckpointError
 from altclip_jax.files.staging import is_plain_name
 from altclip_jax.weights.file_kind import open_regular
-from altclip_jax.weights.stored import MAX_CATALOGUE_BYTES, CheckpointError
+from altclip_jax.weights.stored import MAX_CATALOGUE_BYTES
 from altclip_jax.weights.strict_json import load_object
 
 INDEX_SUFFIX = ".index.json"

@@ -11,33 +11,15 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from altclip_jax.files.checkpoint_folder import CheckpointError
+from altclip_jax.machine import aligned_empty
+
 # What describes tensors (a header, an index, a pickle) is parsed in memory, where it may grow a hundredfold.
 # The largest AltCLIP needs 0.12 MB; the bound keeps a hostile file from filling the memory of its reader.
 MAX_CATALOGUE_BYTES = 8 << 20
 
-_ALIGNMENT = 64  # bytes: from here on jax adopts a host array on CPU without copying it
 _SCRATCH_BYTES = 16 << 20  # what is read at a time where the wanted elements do not lie side by side
 _SHORTEST_RUN = 64  # bytes side by side that are worth a reading of their own
-
-
-class CheckpointError(ValueError):
-    """Weights that cannot be used as they are; the message lists every fault that was found."""
-
-    def __init__(self, subject: str, faults: Sequence[str] = ()):
-        """Join faults to one message.
-
-        Args:
-            subject: a whole sentence where `faults` is empty, else what the faults belong to (a file).
-            faults: one sentence each, with what was expected and what was found.
-        """
-        self.faults = tuple(faults)
-        if not faults:
-            message = subject
-        elif len(faults) == 1:
-            message = f"{subject}: {faults[0]}"
-        else:
-            message = "\n  - ".join([f"{subject}: {len(faults)} faults", *faults])
-        super().__init__(message)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -151,14 +133,6 @@ class StoredFile:
                         "were expected: it was changed while it was open"
                     )
                 done += count
-
-
-def aligned_empty(shape: Sequence[int], dtype: np.dtype[Any]) -> NDArray[Any]:
-    """Return an uninitialised contiguous array whose memory begins at a multiple of 64 bytes."""
-    nbytes = math.prod(shape) * dtype.itemsize
-    raw = np.empty(nbytes + _ALIGNMENT, np.uint8)
-    start = -raw.ctypes.data % _ALIGNMENT
-    return raw[start : start + nbytes].view(dtype).reshape(shape)
 
 
 def contiguous_strides(shape: Sequence[int]) -> tuple[int, ...]:

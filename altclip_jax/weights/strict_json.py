@@ -2,8 +2,8 @@
 
 from typing import Any
 
+from altclip_jax.files.checkpoint_folder import CheckpointError
 from altclip_jax.files.json_file import parse_json
-from altclip_jax.weights.stored import CheckpointError
 
 
 def load_object(data: bytes, subject: str) -> dict[str, Any]:

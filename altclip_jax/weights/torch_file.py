@@ -15,10 +15,10 @@ from typing import Any, NamedTuple, TypeGuard
 import ml_dtypes
 import numpy as np
 
+from altclip_jax.files.checkpoint_folder import CheckpointError
 from altclip_jax.weights.file_kind import ZIP, require_kind
 from altclip_jax.weights.stored import (
     MAX_CATALOGUE_BYTES,
-    CheckpointError,
     StoredFile,
     StoredTensor,
     TensorInfo,

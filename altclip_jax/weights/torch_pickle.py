@@ -12,7 +12,7 @@ import struct
 from collections.abc import Callable, Collection
 from typing import Any, Final
 
-from altclip_jax.weights.stored import CheckpointError
+from altclip_jax.files.checkpoint_folder import CheckpointError
 
 _MAKERS: Final = {
     "collections.OrderedDict",

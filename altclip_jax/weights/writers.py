@@ -11,10 +11,10 @@ from typing import Any, Final, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from altclip_jax.files.checkpoint_folder import CheckpointError
 from altclip_jax.files.staging import Staging
 from altclip_jax.files.whole import Change
 from altclip_jax.weights.safetensors_file import DTYPES
-from altclip_jax.weights.stored import CheckpointError
 
 # transformers reads a safetensors file only where it says so.
 _FORMAT: Final[Mapping[str, str]] = MappingProxyType({"format": "pt"})

@@ -26,9 +26,9 @@ from altclip_jax.assets import default_checkpoint
 from altclip_jax.evaluation.retrieval import recall
 from altclip_jax.evaluation.zero_shot import classify
 from altclip_jax.files.json_file import read_json_object, write_bytes, write_json
+from altclip_jax.quantization.rules import quantization_rules
 from altclip_jax.sweep import embed_texts
 from altclip_jax.weights.convert import flatten
-from altclip_jax.weights.quantization import quantization_rules
 from scripts.benchmark.quantization_codes import compare_codes, is_installed
 from scripts.emoji.measuring import TestSet, on_white
 from scripts.emoji.report import LANGUAGES

@@ -10,7 +10,7 @@ import ml_dtypes
 import numpy as np
 
 from altclip_jax.assets import default_checkpoint
-from altclip_jax.weights.codes import Int4Codes, int4_codes, int8_codes
+from altclip_jax.quantization.codes import Int4Codes, int4_codes, int8_codes
 from altclip_jax.weights.readers import open_checkpoint
 
 GROUP = 128

@@ -13,16 +13,16 @@ from altclip_jax.inference.compiled import CompiledEncoders
 from altclip_jax.inference.pmapped import pmap_encoders, replicated
 from altclip_jax.model.layers import lookup
 from altclip_jax.model.stacked import stack_layers, unstack_layers
-from altclip_jax.weights.convert import flatten
-from altclip_jax.weights.quantized import (
+from altclip_jax.quantization.leaves import (
     Int4Array,
     Int8Array,
     QuantizedArray,
-    dequantized,
+    dequantize,
     is_quantized,
-    joined,
-    parts,
+    join_leaves,
+    split_leaves,
 )
+from altclip_jax.weights.convert import flatten
 
 TOWER = {"hidden_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 128}
 TEXT = {**TOWER, "vocab_size": 60, "max_position_embeddings": 24, "project_dim": 64, "initializer_factor": 0.3}
@@ -55,8 +55,8 @@ def same_trees(left, right):
 
 def test_a_model_computes_with_the_arrays_that_its_leaves_give(params, floats):
     assert is_quantized(params)
-    assert not is_quantized(dequantized(params))
-    np.testing.assert_allclose(logits(params), logits(dequantized(params)), atol=1e-5)
+    assert not is_quantized(dequantize(params))
+    np.testing.assert_allclose(logits(params), logits(dequantize(params)), atol=1e-5)
     assert np.abs(logits(params) - logits(floats)).max() > 1e-4
 
 
@@ -130,10 +130,10 @@ def test_the_dtype_is_that_of_the_arrays(params):
 
 
 def test_a_tree_is_taken_apart_into_plain_arrays_and_joined_again(params):
-    apart = parts(params)
+    apart = split_leaves(params)
     kernel = apart["text_model"]["layer_0"]["mlp"]["up"]["kernel"]
     assert set(kernel) in ({"codes", "scales"}, {"codes", "scales", "zero_points"})
-    same_trees(joined(apart, np.float32), params)
+    same_trees(join_leaves(apart, np.float32), params)
 
 
 def test_a_quantized_program_is_exported(params):
@@ -175,7 +175,7 @@ def test_a_clip_and_relative_positions_are_quantized_too():
     )
     for model in (CLIPModel(clip), AltCLIPModel(relative)):
         params = model.quantize_params(model.init_params(jax.random.key(0)), "int4")
-        np.testing.assert_allclose(logits(params, model), logits(dequantized(params), model), atol=1e-5)
+        np.testing.assert_allclose(logits(params, model), logits(dequantize(params), model), atol=1e-5)
 
 
 def test_a_leaf_of_another_shape_is_named(params):

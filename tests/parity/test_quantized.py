@@ -7,7 +7,7 @@ from transformers import AltCLIPModel as ReferenceModel
 
 from altclip_jax import AltCLIPModel
 from altclip_jax.assets import default_checkpoint
-from altclip_jax.weights.quantized import dequantized
+from altclip_jax.quantization.leaves import dequantize
 
 
 @pytest.mark.parametrize("scheme", ["int8", "int4"])
@@ -16,7 +16,7 @@ def test_transformers_refuses_few_bits_and_reads_the_floats_they_give(scheme, tm
     model.save_pretrained(tmp_path / "small", params)
     with pytest.raises(ValueError, match="Incompatible safetensors file"):
         ReferenceModel.from_pretrained(tmp_path / "small")
-    model.save_pretrained(tmp_path / "float", dequantized(params))
+    model.save_pretrained(tmp_path / "float", dequantize(params))
     reference, report = ReferenceModel.from_pretrained(tmp_path / "float", output_loading_info=True)
     assert not any(report.values())
     ids = np.array([[0, 5, 6, 7, 2]])

@@ -4,7 +4,7 @@ import ml_dtypes
 import numpy as np
 import pytest
 
-from altclip_jax.weights.codes import int4_codes, int8_codes, pack
+from altclip_jax.quantization.codes import int4_codes, int8_codes, pack
 
 BF16 = ml_dtypes.bfloat16
 

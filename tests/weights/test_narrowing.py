@@ -13,8 +13,8 @@ from hypothesis.extra import numpy as arrays
 from altclip_jax import AltCLIPModel, CheckpointError, parallel
 from altclip_jax.assets import default_checkpoint
 from altclip_jax.checkpoints import convert
+from altclip_jax.quantization.narrowing import NarrowingError, narrow
 from altclip_jax.weights.convert import flatten, unflatten
-from altclip_jax.weights.narrowing import NarrowingError, narrow
 from altclip_jax.weights.pretrained import save_orbax
 
 LARGE = {

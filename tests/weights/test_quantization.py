@@ -5,15 +5,14 @@ import numpy as np
 import pytest
 
 from altclip_jax import AltCLIPConfig, AltCLIPModel, CLIPConfig, CLIPModel
-from altclip_jax.weights import families
-from altclip_jax.weights.convert import flatten
-from altclip_jax.weights.quantization import (
+from altclip_jax.quantization.leaves import shape_leaves
+from altclip_jax.quantization.rules import (
     Form,
     QuantizationRule,
     plan_forms,
     quantization_rules,
-    quantized_shapes,
 )
+from altclip_jax.weights.convert import flatten
 
 FULL = flatten(AltCLIPModel(AltCLIPConfig.altclip()).param_shapes())
 
@@ -135,6 +134,6 @@ def test_own_rules_come_before_those_of_a_scheme():
 def test_in_full_size_the_bytes_are_within_the_targets():
     floats = sum(4 * leaf.size for leaf in FULL.values())
     for scheme, share in (("int8", 0.30), ("int4", 0.175)):
-        shapes = quantized_shapes(FULL, plan_forms(FULL, scheme), families.ALTCLIP)
+        shapes = shape_leaves(FULL, plan_forms(FULL, scheme))
         size = sum(part.size * np.dtype(part.dtype).itemsize for part in jax.tree.leaves(shapes))
         assert size <= share * floats

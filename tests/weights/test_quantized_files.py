@@ -25,11 +25,11 @@ from altclip_jax import (
     student,
 )
 from altclip_jax.assets import PICTURES, default_checkpoint
+from altclip_jax.quantization.rules import quantization_rules
 from altclip_jax.training.config import RunConfig
 from altclip_jax.training.loop import train
 from altclip_jax.weights.convert import flatten
 from altclip_jax.weights.pretrained import save_orbax
-from altclip_jax.weights.quantization import quantization_rules
 
 ROOT = Path(__file__).parents[2]
 DEFAULT = default_checkpoint()

@@ -26,7 +26,7 @@ from altclip_jax.weights.stored import StoredFile
 
 DEFAULT = default_checkpoint()
 MESHES = [{"fsdp": 8}, {"data": 2, "fsdp": 2, "tensor": 2}]
-TOGETHER = "altclip_jax.weights.sharded._TOGETHER_BYTES"
+TOGETHER = "altclip_jax.weights.convert._TOGETHER_BYTES"
 
 
 @pytest.fixture(scope="module")

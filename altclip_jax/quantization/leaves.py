@@ -1,14 +1,15 @@
 """Parameters that are stored in few bits: leaves of the tree that give back arrays.
 
 They are registered pytrees, so that jit, export, device_put, orbax and shardings see the small arrays they are made
-of, and `dequantize` inside jit makes an array of one leaf where a layer asks for it. `parts` and `joined` go between a
-tree with such leaves and one of plain arrays, which is what files hold.
+of, and `dequantize` inside jit makes an array of one leaf where a layer asks for it. `split_leaves` and
+`join_leaves` go between a tree with such leaves and one of plain arrays, which is what files hold.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import math
+import re
 from collections.abc import Callable, Mapping
 from typing import Any, ClassVar
 
@@ -20,7 +21,10 @@ from jax import Array
 from jaxtyping import Float, Int
 from numpy.typing import NDArray
 
-from altclip_jax.weights.rules import PARTS
+from altclip_jax.quantization.codes import SCALE_DTYPES
+from altclip_jax.quantization.rules import Form
+
+PARTS = ("codes", "scales", "zero_points")  # the last names of what a quantized parameter is stored as
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -138,9 +142,9 @@ def take_rows(table: Any, ids: Int[Array, " ..."]) -> Float[Array, "... embed"]:
     return table.rows(ids) if isinstance(table, QuantizedArray) else _take(table, ids, jnp.nan)
 
 
-def parts(tree: Any) -> dict[str, Any]:
+def split_leaves(tree: Any) -> dict[str, Any]:
     """Returns a tree of plain arrays: a dict of its parts in the place of each quantized leaf."""
-    found: dict[str, Any] = _mapped(tree, lambda leaf: _parts_of(leaf) if isinstance(leaf, QuantizedArray) else leaf)
+    found: dict[str, Any] = _map(tree, lambda leaf: _parts_of(leaf) if isinstance(leaf, QuantizedArray) else leaf)
     return found
 
 
@@ -148,16 +152,38 @@ def _parts_of(leaf: QuantizedArray) -> dict[str, Any]:
     return {name: getattr(leaf, name) for name in PARTS if hasattr(leaf, name)}
 
 
-def joined(tree: Mapping[str, Any], dtype: Any) -> dict[str, Any]:
-    """Undoes `parts`; the quantized leaves give back arrays of `dtype`."""
+def join_leaves(tree: Mapping[str, Any], dtype: Any) -> dict[str, Any]:
+    """Undoes `split_leaves`; the quantized leaves give back arrays of `dtype`."""
     made: dict[str, Any] = {}
     for key, value in tree.items():
         if isinstance(value, Mapping):
             kind = Int4Array if "zero_points" in value else Int8Array
-            made[key] = kind(dtype=np.dtype(dtype), **value) if "codes" in value else joined(value, dtype)
+            made[key] = kind(dtype=np.dtype(dtype), **value) if "codes" in value else join_leaves(value, dtype)
         else:
             made[key] = value
     return made
+
+
+def is_part(path: str) -> bool:
+    """Tells whether a path, or a name in a file, is that of a part of a quantized parameter."""
+    return re.split(r"[./]", path)[-1] in PARTS
+
+
+def shape_leaves(shapes: Mapping[str, Any], forms: Mapping[str, Form]) -> dict[str, Any]:
+    """Returns {path: shape and dtype} with a quantized leaf of shapes and dtypes for each of `forms`."""
+    return {path: _shape_leaf(path, leaf, forms[path]) if path in forms else leaf for path, leaf in shapes.items()}
+
+
+def _shape_leaf(path: str, leaf: Any, form: Form) -> QuantizedArray:
+    make: Any = jax.ShapeDtypeStruct
+    shape, dtype, scale_dtype = tuple(leaf.shape), np.dtype(leaf.dtype), SCALE_DTYPES[form.scheme]
+    if form.scheme == "int8":
+        output = 0 if path.endswith("embedding") else len(shape) - 1
+        scales = make(tuple(size if axis == output else 1 for axis, size in enumerate(shape)), scale_dtype)
+        return Int8Array(make(shape, np.dtype(np.int8)), scales, dtype)
+    width, outputs = shape
+    scales = make((width // form.group_size, outputs), scale_dtype)
+    return Int4Array(make((width // 2, outputs), np.dtype(np.uint8)), scales, dtype, scales)
 
 
 def is_quantized(tree: Any) -> bool:
@@ -165,9 +191,9 @@ def is_quantized(tree: Any) -> bool:
     return any(isinstance(leaf, QuantizedArray) for leaf in _leaves(tree))
 
 
-def dequantized(tree: Any) -> dict[str, Any]:
+def dequantize(tree: Any) -> dict[str, Any]:
     """Returns a tree of arrays: what a model computes with, in the memory that this takes."""
-    found: dict[str, Any] = _mapped(tree, as_array)
+    found: dict[str, Any] = _map(tree, as_array)
     return found
 
 
@@ -175,7 +201,7 @@ def _is_leaf(value: Any) -> bool:
     return isinstance(value, QuantizedArray)
 
 
-def _mapped(tree: Any, function: Callable[[Any], Any]) -> Any:
+def _map(tree: Any, function: Callable[[Any], Any]) -> Any:
     return jax.tree.map(function, tree, is_leaf=_is_leaf)
 
 
@@ -183,7 +209,7 @@ def _leaves(tree: Any) -> list[Any]:
     return jax.tree.leaves(tree, is_leaf=_is_leaf)
 
 
-def _registered(kind: type[QuantizedArray], *data: str) -> None:
+def _register(kind: type[QuantizedArray], *data: str) -> None:
     jax.tree_util.register_dataclass(kind, data_fields=list(data), meta_fields=["dtype"])
     # exported programs take the leaves as arguments
     jax.export.register_pytree_node_serialization(
@@ -194,5 +220,5 @@ def _registered(kind: type[QuantizedArray], *data: str) -> None:
     )
 
 
-_registered(Int8Array, "codes", "scales")
-_registered(Int4Array, *PARTS)
+_register(Int8Array, "codes", "scales")
+_register(Int4Array, *PARTS)

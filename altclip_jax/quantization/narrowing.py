@@ -9,7 +9,7 @@ import ml_dtypes
 import numpy as np
 from numpy.typing import NDArray
 
-from altclip_jax.weights.stored import CheckpointError
+from altclip_jax.files.checkpoint_folder import CheckpointError
 
 
 class NarrowingError(ValueError):

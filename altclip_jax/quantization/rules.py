@@ -11,13 +11,6 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal, NamedTuple, get_args
 
-import jax
-import numpy as np
-
-from altclip_jax.weights import rules
-from altclip_jax.weights.codes import SCALE_DTYPES
-from altclip_jax.weights.quantized import Int4Array, Int8Array, QuantizedArray
-
 Scheme = Literal["int8", "int4"]
 GROUP_SIZE = 128
 _SMALLER_GROUPS = (64, 32)
@@ -157,31 +150,3 @@ def _form(path: str, shape: tuple[int, ...], rule: QuantizationRule) -> Form | s
             return f"groups of {sizes} do not divide the input axis of {path} {shape}: choose a size that does"
         scheme = rule.otherwise
     return Form("int8") if scheme == "int8" else None
-
-
-def quantized_shapes(
-    shapes: Mapping[str, Any], forms: Mapping[str, Form], table: rules.RuleTable, prefix: str = ""
-) -> dict[str, Any]:
-    """Returns {path: shape and dtype} with a quantized leaf of shapes and dtypes for each of `forms`."""
-    leaves = dict(shapes)
-    for path, form in forms.items():
-        rule = table.name_of(prefix + path)
-        assert rule is not None
-        leaves[path] = _abstract_leaf(tuple(shapes[path].shape), shapes[path].dtype, form, rule[1])
-    return leaves
-
-
-def _abstract_leaf(shape: tuple[int, ...], dtype: Any, form: Form, transform: rules.Transform) -> QuantizedArray:
-    outputs, *inputs = rules.torch_shape(shape, transform)
-    scale_dtype = SCALE_DTYPES[form.scheme]
-
-    def part(shape: tuple[int, ...], dtype: Any) -> Any:
-        make: Any = jax.ShapeDtypeStruct
-        return make(rules.param_shape(shape, transform), dtype)
-
-    if form.scheme == "int8":
-        scales = part((outputs, *(1 for _ in inputs)), scale_dtype)
-        return Int8Array(part((outputs, *inputs), np.dtype(np.int8)), scales, np.dtype(dtype))
-    (width,) = inputs
-    scales = part((outputs, width // form.group_size), scale_dtype)
-    return Int4Array(part((outputs, width // 2), np.dtype(np.uint8)), scales, np.dtype(dtype), scales)

@@ -17,16 +17,14 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 
+from altclip_jax.files.checkpoint_folder import CheckpointError
 from altclip_jax.files.json_file import read_json_object
-from altclip_jax.weights import rules
-from altclip_jax.weights.narrowing import largest_number, reaches_further, refuse_infinite, too_large
-from altclip_jax.weights.quantization import Form
-from altclip_jax.weights.quantized import Int4Array, QuantizedArray
-from altclip_jax.weights.stored import CheckpointError, TensorInfo
+from altclip_jax.quantization.leaves import Int4Array, QuantizedArray
+from altclip_jax.quantization.narrowing import largest_number, reaches_further, refuse_infinite, too_large
+from altclip_jax.quantization.rules import Form
 
 KEY = "quantization_config"
 METHOD = "altclip_jax"
@@ -71,7 +69,7 @@ def refuse_quantized(folder: Path, doing: str) -> None:
         )
 
 
-def description_of(leaves: Iterable[Any]) -> dict[str, Any] | None:
+def describe_leaves(leaves: Iterable[Any]) -> dict[str, Any] | None:
     """Returns the quantization_config of parameters, or None where all are float."""
     quantized = [leaf for leaf in leaves if isinstance(leaf, QuantizedArray)]
     if not quantized:
@@ -98,25 +96,12 @@ def check_description(described: Mapping[str, Any] | None, dtypes: Mapping[str, 
     said = {} if described is None else described.get("tensors")
     if held != said:
         raise CheckpointError(
-            f"config.json says that {counted(said)} are quantized, and {subject} holds {counted(held)}: the two are of"
-            " different checkpoints, or one is damaged"
+            f"config.json says that {say_counts(said)} are quantized, and {subject} holds {say_counts(held)}: the"
+            " two are of different checkpoints, or one is damaged"
         )
 
 
-def forms_in_file(
-    infos: Mapping[str, TensorInfo], shapes: Mapping[str, Any], table: rules.RuleTable, prefix: str
-) -> dict[str, Form]:
-    """Returns how the parameters in a file are stored, where not as they are; `shapes` are those of a model by path."""
-    make: Any = jax.ShapeDtypeStruct
-    found: dict[str, Any] = {}
-    for name, info in infos.items():
-        rule = table.path_of(table.canonical_name(name)) if rules.is_part(name) else None
-        if rule is not None and rule[0].startswith(prefix):
-            found[rule[0].removeprefix(prefix)] = make(rules.param_shape(info.shape, rule[1]), info.dtype)
-    return forms_in_tree(found, shapes)
-
-
-def forms_in_tree(found: Mapping[str, Any], shapes: Mapping[str, Any]) -> dict[str, Form]:
+def find_forms(found: Mapping[str, Any], shapes: Mapping[str, Any]) -> dict[str, Form]:
     """Returns how parameters are stored, where not as they are.
 
     Args:
@@ -171,7 +156,7 @@ def _pieces(array: Any) -> Iterable[Any]:
     return (np.asarray(shard.data, np.float32) for shard in array.addressable_shards)
 
 
-def counted(tensors: Any) -> str:
+def say_counts(tensors: Any) -> str:
     """Says in words how many tensors have which scheme."""
     if not isinstance(tensors, dict):
         return repr(tensors)

@@ -10,6 +10,10 @@ zero point).
 
 from __future__ import annotations
 
+import math
+import os
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any, NamedTuple
 
 import ml_dtypes
@@ -17,12 +21,21 @@ import numpy as np
 from jaxtyping import Float, Float32, Int8, UInt8
 from numpy.typing import NDArray
 
+from altclip_jax.files.checkpoint_folder import CheckpointError
+from altclip_jax.machine import aligned_empty
+from altclip_jax.quantization.narrowing import NarrowingError, narrow
+from altclip_jax.quantization.rules import Form
+
 SCALE_DTYPES = {"int8": np.dtype(np.float32), "int4": np.dtype(ml_dtypes.bfloat16)}
 _INT8_RANGES = (1.0, 0.995, 0.98, 0.95, 0.9, 0.8)  # of the largest magnitude
 _INT4_RANGES = (1.0, 0.9, 0.8, 0.7)  # about the middle of a group
 _INT4_FITS = 2
 _INT8_EPSILON = float(np.finfo(np.float32).eps)  # the smallest scales
 _INT4_EPSILON = 1e-6
+READ_ELEMENTS = 1 << 20  # of a tensor, at a time
+_BLOCK_ELEMENTS = 1 << 14  # in which codes are searched: what a core's cache holds
+
+Read = Callable[..., NDArray[Any]]  # takes slices, or nothing for the whole tensor
 
 
 class Int8Codes(NamedTuple):
@@ -38,6 +51,56 @@ class Int4Codes(NamedTuple):
     codes: UInt8[np.ndarray, "rows inputs"]  # 0 to 15, one in a byte
     scales: Float[np.ndarray, "rows groups"]
     zero_points: Float[np.ndarray, "rows groups"]
+
+
+def quantize_tensor(read: Read, shape: tuple[int, ...], form: Form, subject: str) -> dict[str, NDArray[Any]]:
+    """Returns the parts of a quantized parameter, each in PyTorch's layout.
+
+    Args:
+        read: Gives a part of the tensor.
+        shape: Of the tensor.
+        form: How it is stored.
+        subject: What an error message calls it.
+
+    Raises:
+        CheckpointError: it holds values that are not finite.
+        NarrowingError: what it is stored as has no place for its values.
+    """
+    outputs, tail = shape[0], shape[1:]
+    width = math.prod(tail)
+    if form.scheme == "int8":
+        sizes: dict[str, tuple[int, Any]] = {"codes": (width, np.dtype(np.int8)), "scales": (1, SCALE_DTYPES["int8"])}
+    else:
+        group = (width // form.group_size, SCALE_DTYPES["int4"])
+        sizes = {"codes": (width // 2, np.dtype(np.uint8)), "scales": group, "zero_points": group}
+    made = {name: aligned_empty((outputs, size), dtype) for name, (size, dtype) in sizes.items()}
+
+    def encode(rows: slice) -> None:
+        values = narrow(read((rows,)).reshape(-1, width), np.dtype(np.float32))
+        if not np.isfinite(values).all():
+            raise CheckpointError(f"{subject} holds values that are not finite, which cannot be quantized")
+        for block in slices(len(values), max(1, _BLOCK_ELEMENTS // width)):
+            where = slice(rows.start + block.start, rows.start + block.stop)
+            with np.errstate(over="ignore", invalid="ignore"):
+                found = _encode(values[block], form)
+            for name, part in found.items():
+                made[name][where] = part
+
+    with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
+        list(pool.map(encode, slices(outputs, max(1, READ_ELEMENTS // width))))
+    if not all(np.isfinite(part).all() for name, part in made.items() if name != "codes"):
+        raise NarrowingError(f"holds numbers too large for {form.scheme}, whose scales are {made['scales'].dtype}")
+    if form.scheme == "int8":  # scales have as many axes as the codes
+        made["codes"] = made["codes"].reshape(shape)
+        made["scales"] = made["scales"].reshape(outputs, *(1 for _ in tail))
+    return made
+
+
+def _encode(values: NDArray[Any], form: Form) -> dict[str, NDArray[Any]]:
+    if form.scheme == "int8":
+        return int8_codes(values)._asdict()
+    found = int4_codes(values, form.group_size)
+    return found._replace(codes=pack(found.codes))._asdict()
 
 
 def int8_codes(values: Float32[np.ndarray, "rows inputs"], *, search: bool = True) -> Int8Codes:
@@ -69,7 +132,7 @@ def int4_codes(
         scales = np.maximum((high - low - 2 * cut) / 15, np.float32(_INT4_EPSILON))
         _offer_int4(best, groups, scales, low + cut + 8 * scales, scale_dtype)
     for _ in range(_INT4_FITS if search else 0):
-        _offer_int4(best, groups, *_fitted(groups, *best.kept), scale_dtype)
+        _offer_int4(best, groups, *_fit(groups, *best.kept), scale_dtype)
     codes, scales, zero_points = best.kept
     shape = (rows, width // group_size)
     return Int4Codes(
@@ -119,7 +182,7 @@ def _offer_int4(
     best.offer(np.einsum("gi,gi->g", back, back), codes, scales, zero_points)
 
 
-def _fitted(
+def _fit(
     groups: NDArray[Any], codes: NDArray[Any], scales: NDArray[Any], zero_points: NDArray[Any]
 ) -> tuple[NDArray[Any], NDArray[Any]]:
     """The scales and zero points that give the groups back best while the codes stay."""
@@ -130,3 +193,8 @@ def _fitted(
     fitted = np.where(spread > 0, together / np.maximum(spread, 1), scales)
     fitted = np.maximum(fitted, np.float32(_INT4_EPSILON))
     return fitted, mean - fitted * mean_step
+
+
+def slices(length: int, step: int) -> Iterator[slice]:
+    """Returns slices of a length, which follow one another."""
+    return (slice(start, min(start + step, length)) for start in range(0, length, step))

@@ -37,7 +37,7 @@ if TYPE_CHECKING:
     from altclip_jax.processing.processor import AltCLIPProcessor
     from altclip_jax.processing.tokenizer import AltCLIPTokenizer, CLIPTokenizer, load_tokenizer
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 
 _HOMES = {
     # the one convenient object

@@ -73,7 +73,7 @@ _HOMES = {
     "CLIPTokenizer": "processing.tokenizer",
     "load_tokenizer": "processing.tokenizer",
     # what goes wrong with files
-    "CheckpointError": "weights.stored",
+    "CheckpointError": "files.checkpoint_folder",
     "ImageError": "processing.image",
 }
 

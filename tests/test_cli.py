@@ -9,7 +9,7 @@ import pytest
 
 from altclip_jax import AltCLIP, AltCLIPModel, cli
 from altclip_jax.assets import PICTURES, default_checkpoint
-from altclip_jax.weights.stored import CheckpointError
+from altclip_jax.files.checkpoint_folder import CheckpointError
 
 CAT, APPLE = str(PICTURES / "cat_noto.png"), str(PICTURES / "red_apple_noto.png")
 

@@ -23,7 +23,7 @@ from altclip_jax.inference.encoders import length_buckets
 from altclip_jax.inference.pipeline import AltCLIP
 from altclip_jax.processing.processor import AltCLIPProcessor
 from altclip_jax.processing.tokenizer import BaseTokenizer
-from altclip_jax.weights.writers import TensorSource, safetensors_blocks
+from altclip_jax.weights.safetensors_file import TensorSource, safetensors_blocks
 
 MANIFEST, WEIGHTS = "manifest.json", "weights.safetensors"
 FORMAT, VERSION = "altclip_jax.programs", 1

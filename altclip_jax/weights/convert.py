@@ -26,8 +26,8 @@ from altclip_jax.quantization.leaves import is_part, join_leaves, split_leaves
 from altclip_jax.quantization.narrowing import NarrowingError, refuse_infinite
 from altclip_jax.quantization.rules import Form
 from altclip_jax.weights import rules
-from altclip_jax.weights.stored import TensorInfo
-from altclip_jax.weights.writers import TensorSource
+from altclip_jax.weights.safetensors_file import TensorSource
+from altclip_jax.weights.stored_file import TensorInfo
 
 Params = dict[str, Any]
 Box = tuple[tuple[int, int], ...]  # for each axis, where a part of an array begins and ends

@@ -50,7 +50,7 @@ from altclip_jax.weights.convert import (
     unflatten,
 )
 from altclip_jax.weights.readers import Checkpoint, open_checkpoint
-from altclip_jax.weights.writers import TensorSource, add_weights
+from altclip_jax.weights.safetensors_file import TensorSource, add_weights
 
 CONFIG = hub.Files(CONFIG_FILE, ((CONFIG_FILE,),))
 _SHARDS = {

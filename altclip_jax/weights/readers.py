@@ -5,7 +5,7 @@ from __future__ import annotations
 import collections
 import contextlib
 import os
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from types import MappingProxyType, TracebackType
 from typing import Any, Self
@@ -13,14 +13,21 @@ from typing import Any, Self
 from numpy.typing import NDArray
 
 from altclip_jax.files.checkpoint_folder import ORBAX, WEIGHT_SUFFIXES, CheckpointError, weights_in
-from altclip_jax.weights.file_kind import open_regular
+from altclip_jax.files.staging import is_plain_name
 from altclip_jax.weights.safetensors_file import read_safetensors
-from altclip_jax.weights.shard_index import INDEX_SUFFIX, placement_faults, read_index
-from altclip_jax.weights.stored import StoredFile, StoredTensor, TensorInfo
+from altclip_jax.weights.stored_file import (
+    MAX_CATALOGUE_BYTES,
+    StoredFile,
+    StoredTensor,
+    TensorInfo,
+    load_object,
+    open_regular,
+)
 from altclip_jax.weights.torch_file import read_torch
 
 __all__ = ["Checkpoint", "CheckpointError", "TensorInfo", "open_checkpoint", "weights_in"]
 
+_INDEX_SUFFIX = ".index.json"
 _TORCH_SUFFIXES = (".bin", ".pt", ".pth")
 
 
@@ -43,7 +50,7 @@ def open_checkpoint(path: str | os.PathLike[str]) -> Checkpoint:
         raise FileNotFoundError(f"{path} does not exist; a folder or a file of weights was expected")
     if not path.name.endswith(WEIGHT_SUFFIXES):
         raise CheckpointError(f"{path} is none of *{', *'.join(WEIGHT_SUFFIXES)}, the kinds of files that are read")
-    if path.name.endswith(INDEX_SUFFIX):
+    if path.name.endswith(_INDEX_SUFFIX):
         return _open_shards(path)
     return Checkpoint([_Part(path)])
 
@@ -112,7 +119,7 @@ class _Part:
 
 
 def _open_shards(index: Path) -> Checkpoint:
-    weight_map = read_index(index)
+    weight_map = _read_index(index)
     counts = collections.Counter(weight_map.values())
     faults: list[str] = []
     with contextlib.ExitStack() as opened:
@@ -125,8 +132,66 @@ def _open_shards(index: Path) -> Checkpoint:
                 faults.append(f"the shard {shard}, which should hold {count} tensors, is missing ({error})")
             except (CheckpointError, OSError) as error:
                 faults.append(str(error))
-        faults += placement_faults(weight_map, {shard: part.tensors for shard, part in parts.items()})
+        faults += _placement_faults(weight_map, {shard: part.tensors for shard, part in parts.items()})
         if faults:
             raise CheckpointError(str(index), faults)
         opened.pop_all()
     return Checkpoint(list(parts.values()))
+
+
+def _read_index(path: Path) -> dict[str, str]:
+    """Read the map from tensors to shards, which are plain names of files beside the index.
+
+    A link of such a name may lead anywhere: the cache of the Hugging Face hub consists of links.
+
+    Raises:
+        CheckpointError: not a sound index, or a shard that is no plain file name; all of them are listed.
+    """
+    file = open_regular(path)
+    try:
+        if file.size > MAX_CATALOGUE_BYTES:
+            raise CheckpointError(f"{path} has {file.size} bytes; at most {MAX_CATALOGUE_BYTES} are read")
+        content = load_object(file.read_bytes(0, file.size), str(path))
+    finally:
+        file.close()
+    weight_map = content.get("weight_map")
+    if not isinstance(weight_map, dict) or not weight_map:
+        raise CheckpointError(f"{path} should have a weight_map from names of tensors to names of files")
+    suffix = Path(path.name.removesuffix(_INDEX_SUFFIX)).suffix
+    faults = []
+    for name, shard in weight_map.items():
+        if not isinstance(shard, str):
+            faults.append(f"{name!r} should be in a file, found a {type(shard).__name__} instead of its name")
+        elif not is_plain_name(shard) or not shard.endswith(suffix):
+            faults.append(f"{name!r} should be in a file *{suffix} beside the index, found {shard!r}")
+    if faults:
+        raise CheckpointError(str(path), faults)
+    return weight_map
+
+
+def _placement_faults(weight_map: Mapping[str, str], shards: Mapping[str, Collection[str]]) -> list[str]:
+    """List where the index and the shards disagree.
+
+    Args:
+        weight_map: name of the tensor -> name of the shard.
+        shards: name of the shard -> the tensors in it, for each shard that could be opened.
+    """
+    holders: dict[str, list[str]] = {}
+    for shard, names in shards.items():
+        for name in names:
+            holders.setdefault(name, []).append(shard)
+    faults = []
+    for name, expected in weight_map.items():
+        found = holders.get(name, [])
+        if not found and expected in shards:
+            faults.append(f"{name!r} should be in {expected}, which lacks it")
+        elif len(found) > 1:
+            faults.append(f"{name!r} is in more than one shard: {', '.join(found)}")
+        elif found and found[0] != expected:
+            faults.append(f"{name!r} should be in {expected}, found in {found[0]}")
+    faults += [
+        f"{name!r} is in {', '.join(found)} but not in the index"
+        for name, found in holders.items()
+        if name not in weight_map
+    ]
+    return faults

@@ -20,7 +20,7 @@ jax.distributed.initialize(
 )
 from altclip_jax import AltCLIPModel, parallel
 from altclip_jax.weights.convert import flatten
-from altclip_jax.weights.stored import StoredFile
+from altclip_jax.weights.stored_file import StoredFile
 
 counted = [0]
 read_into = StoredFile._read_into

@@ -12,7 +12,7 @@ from transformers import AltCLIPConfig, AltCLIPModel
 
 from altclip_jax.files.whole import Change
 from altclip_jax.weights.readers import CheckpointError, open_checkpoint
-from altclip_jax.weights.writers import TensorSource, add_weights, write_safetensors
+from altclip_jax.weights.safetensors_file import TensorSource, add_weights, write_safetensors
 
 CHECKPOINT_FILES = Path(__file__).parents[1] / "data" / "checkpoint_files"
 DTYPES = [

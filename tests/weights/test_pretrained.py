@@ -271,7 +271,7 @@ import numpy as np
 from altclip_jax import AltCLIPConfig, AltCLIPModel
 from altclip_jax.weights.convert import tensor_sources
 from altclip_jax.weights.families import ALTCLIP
-from altclip_jax.weights.writers import TensorSource, write_safetensors
+from altclip_jax.weights.safetensors_file import TensorSource, write_safetensors
 config = AltCLIPConfig(
     text_config={"hidden_size": 1024, "num_hidden_layers": 1, "project_dim": 64},
     vision_config={"hidden_size": 64, "num_attention_heads": 4, "intermediate_size": 64, "num_hidden_layers": 1},

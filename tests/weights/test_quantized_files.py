@@ -288,7 +288,7 @@ import jax, numpy as np
 from altclip_jax import AltCLIPConfig, AltCLIPModel
 from altclip_jax.weights.convert import tensor_sources
 from altclip_jax.weights.families import ALTCLIP
-from altclip_jax.weights.writers import write_safetensors
+from altclip_jax.weights.safetensors_file import write_safetensors
 config = AltCLIPConfig(
     text_config={"hidden_size": 512, "num_hidden_layers": 8, "vocab_size": 150_000, "project_dim": 64},
     vision_config={"hidden_size": 64, "num_attention_heads": 4, "intermediate_size": 64, "num_hidden_layers": 1},

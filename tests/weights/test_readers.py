@@ -108,7 +108,7 @@ def test_arrays_are_fresh_writable_contiguous_and_aligned_for_jax(tmp_path):
 )
 @pytest.mark.parametrize("shortest", [1, 64])
 def test_slices_equal_slices_of_the_whole(index, shortest, tmp_path, monkeypatch):
-    monkeypatch.setattr("altclip_jax.weights.stored._SHORTEST_RUN", shortest)
+    monkeypatch.setattr("altclip_jax.weights.stored_file._SHORTEST_RUN", shortest)
     safetensors.numpy.save_file(ARRAYS, tmp_path / "model.safetensors")
     with open_checkpoint(tmp_path) as checkpoint:
         np.testing.assert_array_equal(checkpoint.read("cube", index), ARRAYS["cube"][index], strict=True)

@@ -22,7 +22,7 @@ from altclip_jax import (
 from altclip_jax.assets import default_checkpoint
 from altclip_jax.weights.convert import flatten
 from altclip_jax.weights.pretrained import save_orbax
-from altclip_jax.weights.stored import StoredFile
+from altclip_jax.weights.stored_file import StoredFile
 
 DEFAULT = default_checkpoint()
 MESHES = [{"fsdp": 8}, {"data": 2, "fsdp": 2, "tensor": 2}]

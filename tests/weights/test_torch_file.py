@@ -97,7 +97,7 @@ def test_slices_of_transposed_tensors_equal_slices_of_the_array(checkpoint_files
 
 
 def test_blocks_of_a_large_transposed_tensor_are_put_together_right(tmp_path, op, write_archive, read_all, monkeypatch):
-    monkeypatch.setattr("altclip_jax.weights.stored._SCRATCH_BYTES", 100)
+    monkeypatch.setattr("altclip_jax.weights.stored_file._SCRATCH_BYTES", 100)
     base = np.arange(3 * 7 * 11, dtype=np.float32).reshape(3, 7, 11)
     storage = op.storage("Float", "0", base.size)
     views = {order: base.transpose(order) for order in [(0, 1, 2), (2, 1, 0), (1, 2, 0), (1, 0, 2), (2, 0, 1)]}
@@ -117,7 +117,7 @@ def test_strides_of_axes_with_one_element_do_not_matter(step, tmp_path, op, writ
 
 
 def test_transposed_tensors_take_little_more_memory_than_the_result(tmp_path, op, write_archive, monkeypatch):
-    monkeypatch.setattr("altclip_jax.weights.stored._SCRATCH_BYTES", 10_000)
+    monkeypatch.setattr("altclip_jax.weights.stored_file._SCRATCH_BYTES", 10_000)
     tensor = op.tensor(op.storage("Float", "0", 1_000_000), 0, [1000, 1000], [1, 1000])
     path = write_archive(tmp_path / "m.bin", op.pickle(op.entries({"w": tensor})), {"0": bytes(4_000_000)})
     with open_checkpoint(path) as checkpoint:

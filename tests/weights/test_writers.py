@@ -15,7 +15,7 @@ import safetensors.numpy
 from altclip_jax.files.checkpoint_folder import model_files
 from altclip_jax.files.whole import Change
 from altclip_jax.weights.readers import CheckpointError, open_checkpoint
-from altclip_jax.weights.writers import TensorSource, add_weights, write_safetensors
+from altclip_jax.weights.safetensors_file import TensorSource, add_weights, write_safetensors
 
 ARRAYS = {
     "b": np.arange(6, dtype=np.float32).reshape(2, 3),

@@ -1,4 +1,9 @@
-"""Tensors that lie in a file: what is known of each, and how its bytes become an array."""
+"""A file that holds weights: what it really is, what is known of its tensors, and how their bytes become arrays.
+
+This is the one way to a tensor or a slice of one, of .safetensors and .bin alike. The safetensors library's `get_slice`
+is not: it has no float8 for numpy, its arrays are not aligned, so that jax copies each, it maps the file, whose pages
+count as memory of the process, and it says of a damaged file only the first fault, without the tensor's name.
+"""
 
 import dataclasses
 import math
@@ -12,6 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from altclip_jax.files.checkpoint_folder import CheckpointError
+from altclip_jax.files.json_file import parse_json
 from altclip_jax.machine import aligned_empty
 
 # What describes tensors (a header, an index, a pickle) is parsed in memory, where it may grow a hundredfold.
@@ -20,6 +26,31 @@ MAX_CATALOGUE_BYTES = 8 << 20
 
 _SCRATCH_BYTES = 16 << 20  # what is read at a time where the wanted elements do not lie side by side
 _SHORTEST_RUN = 64  # bytes side by side that are worth a reading of their own
+
+SAFETENSORS = "a safetensors file"
+ZIP = "a zip archive, as torch.save has written since torch 1.6"
+
+_PLAIN_PICKLE = "a pickle, which could run any code when loaded, and is not read here"
+_LEGACY_TORCH = "written by torch.save in its format from before torch 1.6, which is not read here"
+_RESAVE = "where you trust it, load and save it again: torch.save(torch.load(old, weights_only=True), new)"
+
+# (first bytes, what such a file is, what to do)
+_KINDS: tuple[tuple[bytes, str, str], ...] = (
+    (
+        b"version https://git-lfs",
+        "a Git LFS pointer, a few lines of text that stand for the weights",
+        "fetch the real file, for example with `git lfs pull`",
+    ),
+    (b"PK\x03\x04", ZIP, "if torch wrote it, name it .bin"),
+    (b"PK\x05\x06", "an empty zip archive", "fetch or save it again"),
+    # Protocol 2, then the long integer with which the old format begins.
+    (b"\x80\x02\x8a\x0al\xfc\x9cF\xf9 j\xa8P\x19", _LEGACY_TORCH, _RESAVE),
+    *((bytes([0x80, protocol]), _PLAIN_PICKLE, _RESAVE) for protocol in range(2, 6)),
+    (b"\x1f\x8b", "compressed with gzip", "decompress it"),
+    (b"\x89HDF\r\n\x1a\n", "an HDF5 file, as TensorFlow's h5 weights are", "convert it with transformers"),
+    (b"GGUF", "a GGUF file", "use the safetensors or PyTorch weights of the model"),
+)
+_TAR = (257, b"ustar")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -133,6 +164,88 @@ class StoredFile:
                         "were expected: it was changed while it was open"
                     )
                 done += count
+
+
+def require_kind(file: StoredFile, wanted: str) -> None:
+    """Raise a CheckpointError that says what the file is unless it looks like `wanted`.
+
+    Args:
+        file: the opened file.
+        wanted: `SAFETENSORS` or `ZIP`.
+    """
+    head = file.read_bytes(0, min(file.size, 512))
+    found, advice = _tell_kind(head, file.size)
+    if found == wanted:
+        return
+    if found == SAFETENSORS:
+        advice = "name it .safetensors"
+    raise CheckpointError(f"{file.path} is {found}; {wanted} was expected. To go on: {advice}")
+
+
+def open_regular(path: Path) -> StoredFile:
+    """Open a file that can be read at any offset.
+
+    Raises:
+        CheckpointError: the path is a folder, a pipe or a device.
+        OSError: the file system refused; a link that leads nowhere is FileNotFoundError.
+    """
+    if path.is_symlink() and not path.exists():
+        raise FileNotFoundError(f"{path} is a link to {path.readlink()}, which is not there: fetch it again")
+    if path.exists() and not path.is_file():
+        kind = "folder" if path.is_dir() else "device or pipe"
+        raise CheckpointError(f"{path} is a {kind}; a file of weights was expected")
+    return StoredFile(path)
+
+
+def _tell_kind(head: bytes, size: int) -> tuple[str, str]:
+    # First, because the length with which a safetensors file begins may look like anything.
+    if head[8:9] == b"{" and int.from_bytes(head[:8], "little") <= size - 8:
+        return SAFETENSORS, ""
+    again = "fetch or save it again"
+    if not head:
+        return "empty", again
+    for magic, kind, advice in _KINDS:
+        if head.startswith(magic):
+            return kind, advice
+    if head[_TAR[0] :].startswith(_TAR[1]):
+        return "a tar archive", f"unpack it, or if torch wrote it (before 0.2), {_RESAVE}"
+    text = head.lstrip().lower()
+    if text.startswith((b"<!doctype", b"<html", b"<?xml", b"<head", b"<error")):
+        return "a web page, perhaps the error page of a download that failed", again
+    if text.startswith((b"{", b"[")):
+        return "JSON text, perhaps the error message of a download that failed", again
+    return f"of an unknown kind (it begins with {head[:8].hex(' ')})", again
+
+
+def load_object(data: bytes, subject: str) -> dict[str, Any]:
+    """Parse a JSON object in UTF-8.
+
+    Args:
+        data: the bytes.
+        subject: what they are, for errors.
+
+    Raises:
+        CheckpointError: not JSON, not an object, or a key stands twice in an object (the last would win).
+    """
+    repeated: list[str] = []
+
+    def refuse_repeats(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        found: dict[str, Any] = {}
+        for key, value in pairs:
+            if key in found:
+                repeated.append(key)
+            found[key] = value
+        return found
+
+    try:
+        parsed = parse_json(data.decode("utf-8"), refuse_repeats)
+    except ValueError as error:
+        raise CheckpointError(f"{subject} is not JSON: {error}") from None
+    if not isinstance(parsed, dict):
+        raise CheckpointError(f"{subject} is not a JSON object but a {type(parsed).__name__}")
+    if repeated:
+        raise CheckpointError(subject, [f"{key!r} stands twice" for key in sorted(set(repeated))])
+    return parsed
 
 
 def contiguous_strides(shape: Sequence[int]) -> tuple[int, ...]:

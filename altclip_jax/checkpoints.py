@@ -1,4 +1,4 @@
-"""Whole checkpoints: what is in one, and one form turned into another."""
+"""What `altclip info` and `altclip convert` do: tell what is in a checkpoint, and turn one form into another."""
 
 from __future__ import annotations
 
@@ -88,10 +88,10 @@ def describe(source: str | os.PathLike[str], **where: Any) -> Description:
         OSError: there is no such folder, file or repository.
     """
     folder = hub.fetch(source, pretrained.CONFIG, pretrained.WEIGHTS, **where)
-    return read_whole(folder, lambda: _described(str(source), folder))
+    return read_whole(folder, lambda: _describe(str(source), folder))
 
 
-def _described(source: str, folder: Path) -> Description:
+def _describe(source: str, folder: Path) -> Description:
     family, part = kind_of(folder)
     model_class: Any = MODEL_CLASSES[family, part]
     model = model_class(model_class.config_class.from_json(folder))
@@ -141,7 +141,7 @@ def convert(
 ) -> Description:
     """Writes a checkpoint in another form, with its processor's files, and reads it back to compare every value.
 
-    One that is quantized stays so unless `dequantize` is set.
+    A quantized one stays quantized unless `dequantize` is set.
 
     Args:
         source: A folder or hub id.
@@ -169,7 +169,7 @@ def convert(
     if have not in ("full", part):
         raise ValueError(f"{source} holds the {have} tower alone, so no {part} model can be made of it.")
     if dequantize and (quantize is not None or read_description(folder) is None):
-        raise ValueError(f"{source} cannot be dequantized: its weights are float, or shall be quantized.")
+        raise ValueError(f"{source} cannot be dequantized: its weights are float, or are to be quantized.")
     found.fetch(pretrained.WEIGHTS, *_PROCESSOR_PARTS[part])
     stored = _shared_dtype(folder) if dtype is None else dtype
     model_class = MODEL_CLASSES[family, part]

@@ -1,4 +1,4 @@
-"""Where training starts: a student made of an XLM-RoBERTa and a CLIP, and models from scratch.
+"""What `altclip init` does: make a student of an XLM-RoBERTa and a CLIP, or a model from scratch, to train from.
 
 Source: Chen et al. 2022, arXiv 2211.06679, section 3: the student's text tower starts as XLM-R, everything else is the
 teacher's, and the pooled states of the two text towers are equally wide.
@@ -86,9 +86,9 @@ def start(
         text: An XLM-RoBERTa checkpoint for the text tower, of XLMRobertaModel or XLMRobertaForMaskedLM.
         clip: A CLIP checkpoint for the image tower, both projections and the temperature.
         config: A config.json of an AltCLIP or a CLIP, or its folder; not needed where both others are given.
-        tokenizer: Whose tokenizer; default `text`.
-        image_processor: Whose image processor; default `clip`, or without one CLIP's at the model's image size.
-        seed: Of what is initialised.
+        tokenizer: Where the tokenizer is from; default `text`.
+        image_processor: Where the image processor is from; default `clip`, else CLIP's at the model's image size.
+        seed: Seed of the parameters that are initialised.
         local_files_only: Never use the network for a source that is a hub id.
 
     Raises:
@@ -107,7 +107,7 @@ def start(
     text_folder, clip_folder = fetch(text, CONFIG, WEIGHTS), fetch(clip, CONFIG, WEIGHTS)
     text_config = None if text_folder is None else XLMRobertaConfig.from_json(text_folder)
     clip_config = None if clip_folder is None else CLIPConfig.from_json(clip_folder)
-    made = _composed(text_config, clip_config) if config is None else _read_config(Path(config))
+    made = _compose(text_config, clip_config) if config is None else _read_config(Path(config))
     processor = _processor(made, fetch(tokenizer or text, TOKENIZER), fetch(image_processor or clip, IMAGE_PROCESSOR))
     problems = [
         *_source_problems(made, text_config, clip_config),
@@ -120,8 +120,8 @@ def start(
 
     model: TwoTowerModel = AltCLIPModel(made) if isinstance(made, AltCLIPConfig) else CLIPModel(made)
     shapes = flatten(model.param_shapes())
-    from_text = {} if text_folder is None else _taken(text_folder, _text_tower(shapes), XLM_ROBERTA)
-    from_clip = {} if clip_folder is None else _taken(clip_folder, _all_but_text_tower(shapes), CLIP)
+    from_text = {} if text_folder is None else _take(text_folder, _text_tower(shapes), XLM_ROBERTA)
+    from_clip = {} if clip_folder is None else _take(clip_folder, _all_but_text_tower(shapes), CLIP)
     fresh = tuple(path for path in shapes if path not in from_text and path not in from_clip)
     initialised = flatten(model.init_params(jax.random.key(seed), frozenset(fresh).__contains__))
     params = {**from_text, **from_clip, **initialised}
@@ -146,7 +146,7 @@ def _keep_apart(target: Source, sources: Mapping[str, Source | None]) -> None:
             raise ValueError(f"{target} is where {name} is read from: name another folder for the new checkpoint.")
 
 
-def _composed(text: XLMRobertaConfig | None, clip: CLIPConfig | None) -> AltCLIPConfig:
+def _compose(text: XLMRobertaConfig | None, clip: CLIPConfig | None) -> AltCLIPConfig:
     """The configuration of a student that has the towers of its sources."""
     if text is None or clip is None:
         lacking = " and ".join(name for name, value in (("text", text), ("clip", clip)) if value is None)
@@ -219,7 +219,7 @@ def _all_but_text_tower(shapes: Mapping[str, Any]) -> dict[str, Any]:
     return {path: leaf for path, leaf in shapes.items() if not path.startswith("text_model/")}
 
 
-def _taken(folder: Path, shapes: Mapping[str, Any], table: RuleTable) -> dict[str, Array]:
+def _take(folder: Path, shapes: Mapping[str, Any], table: RuleTable) -> dict[str, Array]:
     """Reads those of the parameters that checkpoints of the table's family have."""
     refuse_quantized(folder, "a checkpoint to train from")
     expected = unflatten({path: leaf for path, leaf in shapes.items() if table.name_of(path) is not None})

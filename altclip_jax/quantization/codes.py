@@ -1,8 +1,8 @@
-"""Arrays to few bits: how scales, zero points and codes are chosen. numpy, in PyTorch's layout: rows are outputs.
+"""Arrays in few bits: how scales, zero points and codes are chosen, in numpy and PyTorch's layout: rows are outputs.
 
 With `search=False` it is what torchao does. The search tries narrower ranges, which clip what lies outside them, and
 in int4 then fits scale and zero point to the codes by least squares; of all that it tries, each row or group keeps what
-gives its values back with the smallest squared error, so that it is never worse than plain min-max.
+has the smallest squared error, so it is never worse than plain min-max.
 
 Source: torchao 0.18, choose_qparams_affine (symmetric, int8) and its tinygemm form (asymmetric, int4, with a float
 zero point).
@@ -58,13 +58,13 @@ def quantize_tensor(read: Read, shape: tuple[int, ...], form: Form, subject: str
 
     Args:
         read: Gives a part of the tensor.
-        shape: Of the tensor.
-        form: How it is stored.
+        shape: Shape of the tensor.
+        form: How it is to be stored.
         subject: What an error message calls it.
 
     Raises:
         CheckpointError: it holds values that are not finite.
-        NarrowingError: what it is stored as has no place for its values.
+        NarrowingError: its values are too large for its scales.
     """
     outputs, tail = shape[0], shape[1:]
     width = math.prod(tail)
@@ -149,7 +149,7 @@ def pack(codes: UInt8[np.ndarray, "rows inputs"]) -> UInt8[np.ndarray, "rows pai
 
 
 class _Best:
-    """Of the codes, scales (and zero points) that were offered, for each row those with the smallest error."""
+    """Keeps for each row, of all codes, scales (and zero points) that are offered, those with the smallest error."""
 
     kept: tuple[NDArray[Any], ...]
 
@@ -185,7 +185,7 @@ def _offer_int4(
 def _fit(
     groups: NDArray[Any], codes: NDArray[Any], scales: NDArray[Any], zero_points: NDArray[Any]
 ) -> tuple[NDArray[Any], NDArray[Any]]:
-    """The scales and zero points that give the groups back best while the codes stay."""
+    """Returns the scales and zero points that reproduce the groups best with these codes."""
     steps = codes - 8
     mean, mean_step = groups.mean(axis=1, keepdims=True), steps.mean(axis=1, keepdims=True)
     spread = np.square(steps - mean_step).sum(axis=1, keepdims=True)

@@ -1,4 +1,4 @@
-"""What folders with quantized weights say of them, and how their parameters' forms are told from what they hold.
+"""How a folder says that its weights are quantized, and how the form of each parameter is found in them.
 
 config.json has, beside what every model's has,
 
@@ -38,7 +38,7 @@ def read_description(folder: Path) -> dict[str, Any] | None:
     """Returns the quantization_config of a folder, or None where the weights are float.
 
     Raises:
-        CheckpointError: the weights are in a form that this version does not read.
+        CheckpointError: the weights are in a form that this version cannot read.
     """
     found = read_json_object(folder / "config.json").get(KEY)
     if found is None:
@@ -102,10 +102,10 @@ def check_description(described: Mapping[str, Any] | None, dtypes: Mapping[str, 
 
 
 def find_forms(found: Mapping[str, Any], shapes: Mapping[str, Any]) -> dict[str, Form]:
-    """Returns how parameters are stored, where not as they are.
+    """Returns the form of each parameter that is stored in few bits.
 
     Args:
-        found: {path: shape and dtype} of the parts.
+        found: {path: shape and dtype} of the parts in the weights.
         shapes: {path: shape and dtype} of the parameters of a model.
     """
     forms: dict[str, Form] = {}
@@ -136,7 +136,7 @@ def check_scales(params: Mapping[str, Any], subject: str) -> None:
 
 
 def check_reach(params: Mapping[str, Any], subject: str) -> None:
-    """Raises CheckpointError naming quantized parameters that give infinite numbers for want of a wider dtype."""
+    """Raises CheckpointError naming quantized parameters whose values are infinite in the dtype of their leaf."""
     faults = []
     for path, leaf in params.items():
         if not isinstance(leaf, QuantizedArray) or not reaches_further(np.float32, leaf.dtype):

@@ -29,12 +29,12 @@ PARTS = ("codes", "scales", "zero_points")  # the last names of what a quantized
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class QuantizedArray:
-    """What the two kinds share; axes before the last two (or four, of patches) are layers stacked.
+    """What the two kinds share; axes before the last two (of patches, four) are stacked layers.
 
     Attributes:
         codes: Small integers.
         scales: The width of a step of the codes, broadcast over what shares it.
-        dtype: Of the array that `dequantize` gives; its values are computed in float32.
+        dtype: Dtype of the array that `dequantize` gives; its values are computed in float32.
     """
 
     codes: Any
@@ -45,22 +45,22 @@ class QuantizedArray:
 
     @property
     def shape(self) -> tuple[int, ...]:
-        """Of the array."""
+        """Shape of the array."""
         return tuple(self.codes.shape)
 
     @property
     def ndim(self) -> int:
-        """Number of its axes."""
+        """Number of axes."""
         return len(self.shape)
 
     @property
     def size(self) -> int:
-        """Number of its elements."""
+        """Number of elements."""
         return math.prod(self.shape)
 
     @property
     def nbytes(self) -> int:
-        """Bytes that its parts take, not those of the array."""
+        """Bytes that the parts take, not the array."""
         return sum(int(part.nbytes) for part in jax.tree.leaves(self))
 
     def dequantize(self) -> Array:
@@ -90,7 +90,7 @@ class Int8Array(QuantizedArray):
         return values.astype(self.dtype)
 
     def rows(self, ids: Int[Array, " ..."]) -> Array:
-        """Returns rows of a table of which each has its scale, without making an array of the others."""
+        """Returns rows of a table, each with its own scale; no array is made of the others."""
         values: Array = _take(self.codes, ids, 0).astype(jnp.float32) * _take(self.scales, ids, jnp.nan)
         return values.astype(self.dtype)
 
@@ -109,7 +109,7 @@ class Int4Array(QuantizedArray):
 
     @property
     def shape(self) -> tuple[int, ...]:
-        """Of the array."""
+        """Shape of the array."""
         *stack, pairs, out = self.codes.shape
         return (*stack, 2 * pairs, out)
 
@@ -192,7 +192,7 @@ def is_quantized(tree: Any) -> bool:
 
 
 def dequantize(tree: Any) -> dict[str, Any]:
-    """Returns a tree of arrays: what a model computes with, in the memory that this takes."""
+    """Returns a tree of float arrays, which takes the memory that these take."""
     found: dict[str, Any] = _map(tree, as_array)
     return found
 

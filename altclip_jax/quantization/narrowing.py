@@ -13,11 +13,11 @@ from altclip_jax.files.checkpoint_folder import CheckpointError
 
 
 class NarrowingError(ValueError):
-    """An array does not fit into a dtype; the message ends a sentence that begins with its name."""
+    """An array does not fit into a dtype; the message is the end of a sentence that begins with its name."""
 
 
 def narrow(array: NDArray[Any], dtype: np.dtype[Any]) -> NDArray[Any]:
-    """Returns an array in a dtype; the same one if it has it.
+    """Returns an array in a dtype; the same array if it has that dtype.
 
     Raises:
         NarrowingError: a finite number of it would be infinite.
@@ -37,7 +37,7 @@ def narrow(array: NDArray[Any], dtype: np.dtype[Any]) -> NDArray[Any]:
 
 
 def reaches_further(dtype: Any, other: Any) -> bool:
-    """Tells whether both are dtypes of floats, and the first has larger numbers."""
+    """Tells whether both are dtypes of floats and the first holds larger numbers."""
     both = [np.dtype(dtype), np.dtype(other)]
     return all(kind.kind in "fV" for kind in both) and largest_number(both[0]) > largest_number(both[1])
 

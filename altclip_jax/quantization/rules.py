@@ -21,10 +21,10 @@ class QuantizationRule:
     r"""How the parameters of some paths are stored.
 
     Attributes:
-        pattern: Of whole paths in a full model, such as r"text_model/layer_\d+/mlp/(up|down)/kernel".
-        scheme: "int8", "int4", or "float" for as they are.
-        group_sizes: For int4, what is tried in this order: the first that divides the input axis is taken.
-        otherwise: What is done where none divides it; None raises.
+        pattern: A pattern of whole paths in a full model, such as r"text_model/layer_\d+/mlp/(up|down)/kernel".
+        scheme: "int8", "int4", or "float": not quantized.
+        group_sizes: Of int4: the first that divides the input axis is taken.
+        otherwise: The scheme where none divides it; None raises.
     """
 
     pattern: str
@@ -55,7 +55,7 @@ _FLOAT = QuantizationRule(
 )
 _TABLES = QuantizationRule(r".*_embedding/embedding", "int8")
 _LAYERS = r".*/layer_\d+/(attention|mlp)/\w+/kernel"
-# read off once, or by every score: half a percent of the model in full size
+# half a percent of the full-size model
 _ENDS = r".*/(patch_embedding|transformation)/kernel|(text|visual)_projection/kernel"
 
 
@@ -86,15 +86,6 @@ def quantization_rules(scheme: str, group_size: int | None = None) -> tuple[Quan
     return (layers, _TABLES, QuantizationRule(_ENDS, "int8"), _FLOAT)
 
 
-def rules_of(quantize: str | Sequence[QuantizationRule]) -> tuple[QuantizationRule, ...]:
-    """Returns the rules that an argument `quantize` asks for."""
-    if isinstance(quantize, str):
-        return quantization_rules(quantize)
-    if not all(isinstance(rule, QuantizationRule) for rule in quantize):
-        raise TypeError(f"quantize must be 'int8', 'int4' or QuantizationRules, got {quantize!r}.")
-    return tuple(quantize)
-
-
 def plan_forms(
     shapes: Mapping[str, Any], quantize: str | Sequence[QuantizationRule], prefix: str = ""
 ) -> dict[str, Form]:
@@ -108,7 +99,9 @@ def plan_forms(
     Raises:
         ValueError: parameters without a rule or that their rule does not fit, rules without a parameter; all are named.
     """
-    wanted = rules_of(quantize)
+    wanted = quantization_rules(quantize) if isinstance(quantize, str) else tuple(quantize)
+    if not all(isinstance(rule, QuantizationRule) for rule in wanted):
+        raise TypeError(f"quantize must be 'int8', 'int4' or QuantizationRules, got {quantize!r}.")
     forms: dict[str, Form] = {}
     faults: list[str] = []
     used = set()

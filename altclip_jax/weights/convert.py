@@ -86,8 +86,8 @@ def params_from_tensors(
         forms: By path, what is quantized while it is read: whole, for however many devices.
 
     Raises:
-        CheckpointError: tensors are missing, unexpected, of a wrong shape or dtype, given twice, or hold numbers that
-            the dtype has no place for; all are named.
+        CheckpointError: tensors are missing, unexpected, of a wrong shape or dtype, given twice, or hold numbers too
+            large for the dtype; all are named.
     """
     plan = plan_reading(infos, expected, table=table, prefix=prefix, subject=subject)
     wanted, forms = flatten(split_leaves(expected)), forms or {}
@@ -147,14 +147,14 @@ def _read_sharded(
     dtype: np.dtype[Any],
     sharding: Sharding,
 ) -> Array:
-    """Reads a parameter piece by piece; the host holds one piece of it at a time, or 64 MiB.
+    """Reads a parameter straight onto the devices that keep it; the host holds one piece at a time, or 64 MiB.
 
     Args:
         read: Gives a part of the tensor, in PyTorch's layout.
-        shape: Of the parameter.
-        transform: From PyTorch's layout.
-        dtype: Of the parameter.
-        sharding: Which device keeps which piece. A piece that several devices of this process keep is read once.
+        shape: Shape of the parameter.
+        transform: How it changes from PyTorch's layout.
+        dtype: Dtype of the parameter.
+        sharding: Which device keeps which piece. Only those of this process are read, each once.
     """
     owners: dict[Box, list[jax.Device]] = {}
     for device, index in sharding.addressable_devices_indices_map(shape).items():
@@ -257,10 +257,10 @@ def tensor_sources(
 def quantize_tree(
     params: Mapping[str, Any], forms: Mapping[str, Form], *, table: rules.RuleTable, prefix: str = ""
 ) -> Params:
-    """Returns a tree in which the parameters of `forms` are stored so; arrays as one device holds them.
+    """Returns a tree in which the parameters of `forms` are quantized, on one device.
 
     Raises:
-        CheckpointError: parameters hold values that are not finite, or that what they are stored as has no place for.
+        CheckpointError: parameters hold values that are not finite, or too large for their scales.
     """
     made: Params = {}
     faults: list[str] = []

@@ -10,7 +10,7 @@ from altclip_jax.weights.rules import Rule, RuleTable, linear_rules, norm_rules
 
 
 def _pre_norm_layers(name: str, path: str) -> list[Rule]:
-    """The layers of CLIP's towers."""
+    """Returns the rules of the layers of CLIP's towers."""
     name, path = f"{name}.encoder.layers.{{i}}", f"{path}/layer_{{i}}"
     return [
         *norm_rules(f"{name}.layer_norm1", f"{path}/attention_norm"),
@@ -25,7 +25,7 @@ def _pre_norm_layers(name: str, path: str) -> list[Rule]:
 
 
 def _roberta(name: str, path: str) -> list[Rule]:
-    """XLM-RoBERTa's embeddings and layers."""
+    """Returns the rules of XLM-RoBERTa's embeddings and layers."""
     embeddings, layer, layer_path = f"{name}.embeddings", f"{name}.encoder.layer.{{i}}", f"{path}layer_{{i}}"
     return [
         Rule(f"{embeddings}.word_embeddings.weight", f"{path}token_embedding/embedding", "same"),

@@ -1,4 +1,4 @@
-"""What tells the parameters of a model from all others: a hash of all their bytes.
+"""What tells the parameters of a model from any others: a hash of all their bytes.
 
 Version 2 hashes paths, shapes, dtypes and every byte, of arrays in the order of their axes, so it is the same however
 they lie in memory and on whichever devices. Version 1, of release 0.1.0, left out the bytes of all but small ones.
@@ -45,7 +45,7 @@ def version_of(fingerprint: str) -> int:
 
 
 def fingerprint(params: Params, version: int = VERSION) -> str:
-    """Returns a text that is another for all other parameters, dtypes and ways to store them in few bits.
+    """Returns a text that differs for other parameters, other dtypes and other forms in few bits.
 
     Args:
         params: Arrays, quantized or not, on whichever devices of this process.
@@ -72,8 +72,8 @@ def fingerprint(params: Params, version: int = VERSION) -> str:
 class Origin:
     """The files that parameters come from, by which their fingerprint is found in the user's cache.
 
-    It is made before they are read, and told of them when they are. It stands for these parameters only: as long as
-    every one is the same object, which cannot be changed, and the files, which it may be mapped from, are as they were.
+    It is made before they are read, and told of them afterwards. It speaks for these parameters only while each is the
+    same object, which cannot be changed, and the files are as they were.
     """
 
     def __init__(self, folder: Path, how: str):

@@ -75,7 +75,7 @@ def load(
 ) -> tuple[Any, Params]:
     """Reads config.json and the weights beside it; see `PretrainedModel.from_pretrained`.
 
-    `place` gives the shardings of a tree of shapes; without it all parameters are on one device.
+    `place` gives the shardings of a tree of shapes; None puts all parameters on one device.
     """
     stored, compute = dtypes(dtype, param_dtype)
     folder = hub.fetch(
@@ -135,7 +135,7 @@ def _forms_to_make(
 ) -> dict[str, Form]:
     if described is not None:
         raise ValueError(
-            f"{folder} is quantized already ({say_counts(described.get('tensors'))}): leave quantize={quantize!r} away,"
+            f"{folder} is quantized already ({say_counts(described.get('tensors'))}): leave out quantize={quantize!r},"
             " or start from the float checkpoint."
         )
     forms = plan_forms(shapes, quantize, prefix)
@@ -148,15 +148,15 @@ def _forms_to_make(
 
 
 def stored_forms(folder: Path, model: Any, checkpoint: Checkpoint | None) -> dict[str, Form]:
-    """Returns how those parameters of a model are stored that a folder has in few bits.
+    """Returns the form of each parameter of a model that a folder stores in few bits.
 
     Args:
-        folder: With config.json and weights.
-        model: Which of its parameters are meant.
+        folder: The folder, with config.json and weights.
+        model: The model whose parameters are meant.
         checkpoint: The open weights; None for an orbax checkpoint.
 
     Raises:
-        CheckpointError: this version does not read them, or config.json says something else than the weights.
+        CheckpointError: this version cannot read them, or config.json and the weights disagree.
     """
     described, shapes = read_description(folder), flatten(model.param_shapes())
     if checkpoint is None:
@@ -193,11 +193,11 @@ def save(
     """Writes weights and config.json as transformers does; see `PretrainedModel.save_pretrained`.
 
     Args:
-        model: Whose parameters they are.
-        folder: Where to.
-        params: A tree of the model's.
-        dtype: Of the floats in the file; None: as they are.
-        max_shard_bytes: Of a file.
+        model: The model that the parameters are of.
+        folder: The folder to write.
+        params: The tree of parameters.
+        dtype: Dtype of the floats in the file; None keeps theirs.
+        max_shard_bytes: The most bytes in one file.
         processor: The files of a processor that take the place of the folder's in the same step; None: they stay.
         check: Called with a folder that holds all that is new; what it raises leaves everything as it was.
     """
@@ -219,7 +219,7 @@ def save(
 
 
 def _overflows(sources: Iterable[TensorSource]) -> Iterator[str]:
-    """Says of each tensor that does not fit into its dtype what of it does not."""
+    """Says of each tensor that does not fit into its dtype which number is too large."""
     for source in sources:
         try:
             source.load()
@@ -260,7 +260,7 @@ def orbax_shapes(folder: Path) -> Any:
     """Returns the tree in an orbax checkpoint as shapes and dtypes; no array is read.
 
     Raises:
-        FileNotFoundError: it does not say.
+        FileNotFoundError: the checkpoint has no description of its arrays.
     """
     import orbax.checkpoint as ocp
 
@@ -297,9 +297,9 @@ def load_orbax(
 def _refuse_narrowed(
     folder: Path, params: Mapping[str, Any], stored: Mapping[str, Any], places: Mapping[str, Any]
 ) -> None:
-    """Raises CheckpointError naming parameters that orbax made infinite; those that are so in the files stay.
+    """Raises CheckpointError naming parameters that orbax made infinite; those that are infinite in the files stay.
 
-    orbax changes dtypes while it reads, so that what has infinite numbers is read again as it is in the files.
+    orbax changes dtypes while it reads, so a parameter with infinite numbers is read again in the dtype of the files.
     """
     import orbax.checkpoint as ocp
 
@@ -321,7 +321,7 @@ def _refuse_narrowed(
 
 
 def dtypes(dtype: DTypeLike | None, param_dtype: DTypeLike | None) -> tuple[Any, Any]:
-    """Returns (stored, compute) dtypes, each float32 unless it is said.
+    """Returns (stored, compute) dtypes, each float32 for None.
 
     Raises:
         ValueError: one of them is not a floating-point dtype this library computes in.

@@ -1,4 +1,4 @@
-"""Open a checkpoint in any of its file forms as one map from names to arrays."""
+"""A checkpoint in any of its file forms, opened as one map from names to arrays."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ _TORCH_SUFFIXES = (".bin", ".pt", ".pth")
 
 
 def open_checkpoint(path: str | os.PathLike[str]) -> Checkpoint:
-    """Open the weights in a folder, or one file of weights; no tensor data is read yet.
+    """Opens the weights in a folder, or one file of weights; no tensor data is read yet.
 
     Args:
         path: a folder, whose weights `weights_in` finds, or a file *.safetensors, *.bin, *.pt, *.pth or *.index.json.
@@ -72,7 +72,7 @@ class Checkpoint:
             self.metadata |= part.metadata
 
     def read(self, name: str, index: tuple[slice, ...] = ()) -> NDArray[Any]:
-        """Read a tensor, or the part of it that `index` names, into a new contiguous array, aligned to 64 bytes.
+        """Reads a tensor, or the part of it that `index` names, into a new contiguous array, aligned to 64 bytes.
 
         Where a part lies in the file as runs of 64 bytes or more, only these are read; where its bits are
         smaller, all from the first to the last. Little more memory is used than the result takes.
@@ -87,7 +87,7 @@ class Checkpoint:
         return part.file.read(part.tensors[name], index)
 
     def close(self) -> None:
-        """Close the files; arrays that were read stay valid."""
+        """Closes the files; arrays that were read stay valid."""
         for part in self._parts:
             part.file.close()
 
@@ -140,7 +140,7 @@ def _open_shards(index: Path) -> Checkpoint:
 
 
 def _read_index(path: Path) -> dict[str, str]:
-    """Read the map from tensors to shards, which are plain names of files beside the index.
+    """Reads the map from tensors to shards, which are plain names of files beside the index.
 
     A link of such a name may lead anywhere: the cache of the Hugging Face hub consists of links.
 
@@ -170,7 +170,7 @@ def _read_index(path: Path) -> dict[str, str]:
 
 
 def _placement_faults(weight_map: Mapping[str, str], shards: Mapping[str, Collection[str]]) -> list[str]:
-    """List where the index and the shards disagree.
+    """Lists where the index and the shards disagree.
 
     Args:
         weight_map: name of the tensor -> name of the shard.

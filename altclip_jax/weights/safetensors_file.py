@@ -62,7 +62,7 @@ _CODES: Final = {dtype: code for code, dtype in DTYPES.items()}
 
 
 def read_safetensors(file: StoredFile) -> tuple[dict[str, StoredTensor], dict[str, str]]:
-    """Read the tensors and the metadata that a safetensors file declares; no tensor data is read.
+    """Reads the tensors and the metadata that a safetensors file declares; no tensor data is read.
 
     The header is checked here, where every fault is named, then by the safetensors library too.
 
@@ -158,7 +158,7 @@ class TensorSource(NamedTuple):
 def write_safetensors(
     path: str | os.PathLike[str], tensors: Iterable[TensorSource], metadata: Mapping[str, str] = _FORMAT
 ) -> None:
-    """Write one safetensors file, whole or not at all.
+    """Writes one safetensors file, whole or not at all.
 
     The tensors stand in the order of the safetensors library: wide dtypes first, then by name.
 
@@ -183,7 +183,7 @@ def add_weights(
     max_shard_bytes: int = 5_000_000_000,
     metadata: Mapping[str, str] = _FORMAT,
 ) -> None:
-    """Add model.safetensors, or shards and an index where tensors take more than `max_shard_bytes`.
+    """Adds model.safetensors, or shards and an index where tensors take more than `max_shard_bytes`.
 
     Names and index are those of transformers.
 
@@ -240,7 +240,7 @@ def _cut(tensors: Sequence[TensorSource], max_bytes: int) -> list[list[TensorSou
 
 
 def safetensors_blocks(tensors: Sequence[TensorSource], metadata: Mapping[str, str]) -> Iterator[bytes | memoryview]:
-    """Give the content of a safetensors file, a tensor at a time; names are different, and dtypes the format's."""
+    """Gives the content of a safetensors file, a tensor at a time; names are different, and dtypes the format's."""
     order = list(DTYPES.values())
     tensors = sorted(tensors, key=lambda tensor: (order.index(tensor.dtype), tensor.name))
     header: dict[str, Any] = {"__metadata__": dict(metadata)}

@@ -91,7 +91,7 @@ class StoredFile:
         self.size = os.fstat(self._file.fileno()).st_size
 
     def close(self) -> None:
-        """Close the file; arrays that were read stay valid."""
+        """Closes the file; arrays that were read stay valid."""
         self._file.close()
 
     def fileno(self) -> int:
@@ -99,20 +99,20 @@ class StoredFile:
         return self._file.fileno()
 
     def read_bytes(self, begin: int, count: int) -> bytes:
-        """Read bytes [begin, begin + count); the caller has checked that `count` is no wild claim."""
+        """Reads bytes [begin, begin + count); the caller has checked that `count` is no wild claim."""
         buffer = bytearray(count)
         self._read_into(memoryview(buffer), begin)
         return bytes(buffer)
 
     def read(self, tensor: StoredTensor, index: tuple[slice, ...] = ()) -> NDArray[Any]:
-        """Read a tensor, or the box of it that `index` names, into a new contiguous aligned array.
+        """Reads a tensor, or the box of it that `index` names, into a new contiguous aligned array.
 
         Args:
             tensor: one of this file.
             index: slices of step 1 for the first axes; the others are read whole.
         """
         begin, shape = tensor.begin, list(tensor.info.shape)
-        for axis, wanted in enumerate(_checked_index(tensor.info, index)):
+        for axis, wanted in enumerate(_check_index(tensor.info, index)):
             begin += wanted.start * tensor.strides[axis] * tensor.info.dtype.itemsize
             shape[axis] = len(wanted)
         out = aligned_empty(shape, tensor.info.dtype)
@@ -123,7 +123,7 @@ class StoredFile:
         return out
 
     def _read_runs(self, out: NDArray[Any], begin: int, strides: Sequence[int]) -> bool:
-        """Read all that lies side by side at a time, and nothing between; tell whether that is worth it."""
+        """Reads all that lies side by side at a time, and nothing between; tells whether that is worth it."""
         outer = next(axis for axis in range(out.ndim + 1) if is_contiguous(out.shape[axis:], strides[axis:]))
         run = math.prod(out.shape[outer:]) * out.itemsize
         span = 1 + sum((n - 1) * stride for n, stride in zip(out.shape, strides, strict=True))
@@ -167,7 +167,7 @@ class StoredFile:
 
 
 def require_kind(file: StoredFile, wanted: str) -> None:
-    """Raise a CheckpointError that says what the file is unless it looks like `wanted`.
+    """Raises a CheckpointError that says what the file is unless it looks like `wanted`.
 
     Args:
         file: the opened file.
@@ -183,7 +183,7 @@ def require_kind(file: StoredFile, wanted: str) -> None:
 
 
 def open_regular(path: Path) -> StoredFile:
-    """Open a file that can be read at any offset.
+    """Opens a file that can be read at any offset.
 
     Raises:
         CheckpointError: the path is a folder, a pipe or a device.
@@ -218,7 +218,7 @@ def _tell_kind(head: bytes, size: int) -> tuple[str, str]:
 
 
 def load_object(data: bytes, subject: str) -> dict[str, Any]:
-    """Parse a JSON object in UTF-8.
+    """Parses a JSON object in UTF-8.
 
     Args:
         data: the bytes.
@@ -254,14 +254,14 @@ def contiguous_strides(shape: Sequence[int]) -> tuple[int, ...]:
 
 
 def is_contiguous(shape: Sequence[int], strides: Sequence[int]) -> bool:
-    """Whether elements lie side by side in row-major order; axes of one element may have any stride."""
+    """Tells whether elements lie side by side in row-major order; axes of one element may have any stride."""
     return all(
         n == 1 or stride == wanted for n, stride, wanted in zip(shape, strides, contiguous_strides(shape), strict=True)
     )
 
 
 def shape_fault(shape: object) -> str | None:
-    """Say why `shape`, as found in a file, is no shape that an array can have; None if it is one."""
+    """Says why `shape`, as found in a file, is no shape that an array can have; None if it is one."""
     if not isinstance(shape, (list, tuple)) or any(type(n) is not int or n < 0 for n in shape):
         return "its shape is not a list of whole numbers"
     if len(shape) > 32 or math.prod(max(n, 1) for n in shape) >= 1 << 56:
@@ -269,7 +269,7 @@ def shape_fault(shape: object) -> str | None:
     return None
 
 
-def _checked_index(info: TensorInfo, index: tuple[slice, ...]) -> list[range]:
+def _check_index(info: TensorInfo, index: tuple[slice, ...]) -> list[range]:
     if len(index) > len(info.shape):
         raise ValueError(f"{info.name!r} has {len(info.shape)} axes, but {len(index)} slices were given")
     ranges = [range(*wanted.indices(n)) for wanted, n in zip(index, info.shape, strict=False)]

@@ -68,7 +68,7 @@ _MOST_REFUSED: Final = 100
 
 
 def read_torch(file: StoredFile) -> dict[str, StoredTensor]:
-    """Read the tensors that a file by torch.save declares; no tensor data is read and no code of it is run.
+    """Reads the tensors that a file by torch.save declares; no tensor data is read and no code of it is run.
 
     A dict without tensors of its own whose entry "state_dict", "model_state_dict", "module" or "model" is a
     dict with tensors is unwrapped: {"state_dict": {...}, "epoch": 3}. Tensors may share a storage and have
@@ -123,7 +123,7 @@ class _DirectoryFile(io.FileIO):
     """The archive as zipfile sees it, which reads as many bytes of directory as the file claims to have."""
 
     def read(self, size: int | None = -1, /) -> bytes:
-        """Read like FileIO, but no more than a catalogue may have."""
+        """Reads like FileIO, but no more than a catalogue may have."""
         if size is None or size < 0:
             size = os.fstat(self.fileno()).st_size - self.tell()
         if size > MAX_CATALOGUE_BYTES:
@@ -285,7 +285,7 @@ class _DamagedError(Exception):
 
 
 def _read_pickle(data: bytes, subject: str, values: Collection[str]) -> Any:
-    """Interpret a pickle made of dicts, lists, tuples, plain values and tensors.
+    """Interprets a pickle made of dicts, lists, tuples, plain values and tensors.
 
     An OrderedDict becomes a dict, a Parameter its tensor; attributes set on an OrderedDict are dropped (torch
     keeps the versions of modules there).
@@ -331,7 +331,7 @@ class _Machine:
         self.repeated: set[str] = set()  # keys
 
     def run(self) -> Any:
-        """Interpret up to the STOP operation and return the value on top."""
+        """Interprets up to the STOP operation and returns the value on top."""
         while (code := self._take(1)) != pickle.STOP:
             if code not in _OPERATIONS:
                 raise self._damage(f"operation {code!r} is none that torch writes for weights")
@@ -348,49 +348,49 @@ class _Machine:
         return self._data[self._at - count : self._at]
 
     def number(self, form: str) -> Any:
-        """Read a number in the form that `struct` calls so."""
+        """Reads a number in the form that `struct` calls so."""
         return struct.unpack(form, self._take(struct.calcsize(form)))[0]
 
     def text(self, length: int) -> str:
-        """Read text of so many bytes."""
+        """Reads text of so many bytes."""
         try:
             return self._take(length).decode("utf-8")
         except UnicodeDecodeError:
             raise self._damage("a text is not UTF-8") from None
 
     def line(self) -> str:
-        """Read text up to a line feed."""
+        """Reads text up to a line feed."""
         end = self._data.find(b"\n", self._at)
         if end < 0:
             raise self._damage("a line of text does not end")
         return self.text(end + 1 - self._at)[:-1]
 
     def integer(self, length: int) -> int:
-        """Read an integer of so many bytes."""
+        """Reads an integer of so many bytes."""
         if not 0 <= length <= _LONGEST_INTEGER:
             raise self._damage(f"an integer has {length} bytes")
         return int.from_bytes(self._take(length), "little", signed=True)
 
     def push(self, value: Any) -> None:
-        """Put a value on the stack."""
+        """Puts a value on the stack."""
         self._stack.append(value)
 
     def pop(self) -> Any:
-        """Take the last value, which must have been pushed since the last mark."""
+        """Takes the last value, which must have been pushed since the last mark."""
         if len(self._stack) <= (self._marks[-1] if self._marks else 0):
             raise self._damage("a value is missing")
         return self._stack.pop()
 
     def pop_many(self, count: int) -> list[Any]:
-        """Take the last values, in the order in which they were pushed."""
+        """Takes the last values, in the order in which they were pushed."""
         return [self.pop() for _ in range(count)][::-1]
 
     def mark(self) -> None:
-        """Mark the present height of the stack."""
+        """Marks the present height of the stack."""
         self._marks.append(len(self._stack))
 
     def pop_to_mark(self) -> list[Any]:
-        """Take all values since the last mark, and the mark."""
+        """Takes all values since the last mark, and the mark."""
         if not self._marks:
             raise self._damage("a mark is missing")
         height = self._marks.pop()
@@ -399,19 +399,19 @@ class _Machine:
         return values
 
     def memoize(self, key: int | None = None) -> None:
-        """Remember the last value under a key, or under the next number."""
+        """Remembers the last value under a key, or under the next number."""
         value = self.pop()
         self._memo[len(self._memo) if key is None else key] = value
         self.push(value)
 
     def recall(self, key: int) -> None:
-        """Push what was remembered under a key."""
+        """Pushes what was remembered under a key."""
         if key not in self._memo:
             raise self._damage(f"value {key} was never remembered")
         self.push(self._memo[key])
 
     def push_global(self, module: Any, attribute: Any) -> None:
-        """Push a global by its name, noting it where it is not allowed."""
+        """Pushes a global by its name, noting it where it is not allowed."""
         if not isinstance(module, str) or not isinstance(attribute, str):
             raise self._damage("a global has no name")
         if len(module) + len(attribute) > _LONGEST_NAME:
@@ -424,7 +424,7 @@ class _Machine:
         self.push(Global(name))
 
     def extend(self, values: list[Any]) -> None:
-        """Append values to the list on top."""
+        """Appends values to the list on top."""
         target = self.pop()
         if isinstance(target, list):
             target.extend(values)
@@ -433,7 +433,7 @@ class _Machine:
         self.push(target)
 
     def set_items(self, pairs: list[Any]) -> None:
-        """Set alternating keys and values in the dict on top."""
+        """Sets alternating keys and values in the dict on top."""
         target = self.pop()
         if len(pairs) % 2 or not isinstance(target, (dict, _Foreign)):
             raise self._damage(f"items are set in a {type(target).__name__}")
@@ -447,14 +447,14 @@ class _Machine:
         self.push(target)
 
     def build(self) -> None:
-        """Drop what would be set as attributes of the object below it."""
+        """Drops what would be set as attributes of the object below it."""
         target, _ = self.pop_many(2)
         if not isinstance(target, (dict, _Foreign)):
             raise self._damage(f"attributes are set on a {type(target).__name__}")
         self.push(target)
 
     def call(self) -> None:
-        """Push what an allowed global means by its arguments."""
+        """Pushes what an allowed global means by its arguments."""
         function, arguments = self.pop_many(2)
         if not isinstance(function, Global) or not isinstance(arguments, tuple):
             raise self._damage("what is called has no name")

@@ -21,8 +21,6 @@ if TYPE_CHECKING:
     from altclip_jax.export.folder import export_program
     from altclip_jax.files.checkpoint_folder import CheckpointError
     from altclip_jax.inference.pipeline import AltCLIP
-    from altclip_jax.model.altclip import AltCLIPModel
-    from altclip_jax.model.clip import CLIPModel, CLIPTextModel, CLIPTextModelWithProjection
     from altclip_jax.model.outputs import (
         AltCLIPOutput,
         AltCLIPTextOutput,
@@ -31,8 +29,15 @@ if TYPE_CHECKING:
         CLIPTextModelOutput,
         CLIPTextOutput,
     )
-    from altclip_jax.model.text import AltCLIPTextModel
-    from altclip_jax.model.vision import AltCLIPVisionModel, CLIPVisionModel
+    from altclip_jax.pretrained import (
+        AltCLIPModel,
+        AltCLIPTextModel,
+        AltCLIPVisionModel,
+        CLIPModel,
+        CLIPTextModel,
+        CLIPTextModelWithProjection,
+        CLIPVisionModel,
+    )
     from altclip_jax.processing.image import AltCLIPImageProcessor, ImageError
     from altclip_jax.processing.processor import AltCLIPProcessor
     from altclip_jax.processing.tokenizer import AltCLIPTokenizer, CLIPTokenizer, load_tokenizer
@@ -53,16 +58,16 @@ _HOMES = {
     "CLIPVisionConfig": "config",
     "XLMRobertaConfig": "config",
     # the networks and what they return
-    "AltCLIPModel": "model.altclip",
-    "AltCLIPTextModel": "model.text",
-    "AltCLIPVisionModel": "model.vision",
+    "AltCLIPModel": "pretrained",
+    "AltCLIPTextModel": "pretrained",
+    "AltCLIPVisionModel": "pretrained",
     "AltCLIPOutput": "model.outputs",
     "AltCLIPTextOutput": "model.outputs",
     "AltCLIPVisionOutput": "model.outputs",
-    "CLIPModel": "model.clip",
-    "CLIPTextModel": "model.clip",
-    "CLIPTextModelWithProjection": "model.clip",
-    "CLIPVisionModel": "model.vision",
+    "CLIPModel": "pretrained",
+    "CLIPTextModel": "pretrained",
+    "CLIPTextModelWithProjection": "pretrained",
+    "CLIPVisionModel": "pretrained",
     "CLIPOutput": "model.outputs",
     "CLIPTextModelOutput": "model.outputs",
     "CLIPTextOutput": "model.outputs",

@@ -14,11 +14,15 @@ from altclip_jax.config import is_flagai
 from altclip_jax.files import hub
 from altclip_jax.files.checkpoint_folder import ORBAX, CheckpointError, read_whole, weights_in
 from altclip_jax.files.json_file import read_json_object
-from altclip_jax.model.altclip import AltCLIPModel
-from altclip_jax.model.clip import CLIPModel, CLIPTextModel
-from altclip_jax.model.pretrained import PretrainedModel
-from altclip_jax.model.text import AltCLIPTextModel
-from altclip_jax.model.vision import AltCLIPVisionModel, CLIPVisionModel
+from altclip_jax.pretrained import (
+    AltCLIPModel,
+    AltCLIPTextModel,
+    AltCLIPVisionModel,
+    CLIPModel,
+    CLIPTextModel,
+    CLIPVisionModel,
+    PretrainedModel,
+)
 from altclip_jax.processing.processor import IMAGE_PROCESSOR, TOKENIZER
 from altclip_jax.quantization.files import read_description
 from altclip_jax.quantization.leaves import dequantize as dequantize_params

@@ -15,10 +15,10 @@ import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Int
 
+from altclip_jax.model.stacked import STACK
 from altclip_jax.weights.convert import Params, flatten, unflatten
 
 AXES = ("data", "fsdp", "tensor")
-STACK = "layers"  # the name of layers one behind the other, along a first axis that is not cut: see `model.stacked`
 Axes = tuple[str | tuple[str, ...] | None, ...]  # for each dimension, the mesh axes that cut it
 BATCH: Axes = (("data", "fsdp"),)
 WHOLE: Axes = ()

@@ -26,9 +26,7 @@ from altclip_jax.config import (
 from altclip_jax.files import hub
 from altclip_jax.files.json_file import read_json_object
 from altclip_jax.files.ownership import containing
-from altclip_jax.model.altclip import AltCLIPModel
-from altclip_jax.model.clip import CLIPModel
-from altclip_jax.model.two_towers import TwoTowerModel
+from altclip_jax.pretrained import AltCLIPModel, CLIPModel, TwoTowerModel
 from altclip_jax.processing.fit import picture_problems, tokenizer_problems
 from altclip_jax.processing.image import AltCLIPImageProcessor
 from altclip_jax.processing.processor import IMAGE_PROCESSOR, TOKENIZER, AltCLIPProcessor

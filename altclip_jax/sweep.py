@@ -38,7 +38,7 @@ from altclip_jax.inference.pipeline import AltCLIP
 from altclip_jax.inference.token_batches import TokenBatching
 from altclip_jax.machine import default_device
 from altclip_jax.model.inputs import check_texts
-from altclip_jax.model.two_towers import TwoTowerModel
+from altclip_jax.pretrained import TwoTowerModel
 from altclip_jax.weights.convert import Params
 
 Walk = Callable[..., Iterator[HostBatch]]  # such as `ImageTextStream.all_pictures`

@@ -13,6 +13,7 @@ FLOORS = (
     "machine",
     "exit_codes",
     "config",
+    "model",
     "assets",
     "processing",
     "data",
@@ -20,7 +21,7 @@ FLOORS = (
     "weights",
     "distributed",
     "parallel",
-    "model",
+    "pretrained",
     "checkpoints",
     "student",
     "inference",
@@ -54,3 +55,8 @@ def test_a_room_imports_only_from_rooms_below_it():
         wrong += [f"{file.relative_to(ROOT)} imports {name}" for name in imported(file) if name not in allowed]
     assert not wrong
     assert seen == set(FLOORS)
+
+
+def test_the_model_imports_its_configuration_and_nothing_else_of_the_house():
+    for file in (ROOT / "model").rglob("*.py"):
+        assert set(imported(file)) <= {"config", "model"}, file

@@ -16,7 +16,8 @@ import numpy as np
 from jax import Array
 
 from altclip_jax.inference.compiled import normalized
-from altclip_jax.model.two_towers import TwoTowerModel, normalize
+from altclip_jax.model.two_towers import normalize
+from altclip_jax.pretrained import TwoTowerModel
 from altclip_jax.processing.image import AltCLIPImageProcessor
 from altclip_jax.weights.convert import Params
 

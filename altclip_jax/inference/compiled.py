@@ -18,8 +18,8 @@ from jaxtyping import Float, Float32, Int, UInt8
 from altclip_jax.inference import encoders
 from altclip_jax.inference.encoders import Encoding
 from altclip_jax.model.inputs import check_texts
-from altclip_jax.model.two_towers import TwoTowerModel
 from altclip_jax.parallel import BATCH, batch_devices, gathered, param_shardings, sharding
+from altclip_jax.pretrained import TwoTowerModel
 from altclip_jax.processing.image import AltCLIPImageProcessor
 from altclip_jax.weights.convert import Params
 

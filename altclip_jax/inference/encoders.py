@@ -17,7 +17,8 @@ from jaxtyping import Float, Float32, Int
 
 from altclip_jax.machine import default_device
 from altclip_jax.model.inputs import AnyArray, check_texts
-from altclip_jax.model.two_towers import TwoTowerModel, normalize
+from altclip_jax.model.two_towers import normalize
+from altclip_jax.pretrained import TwoTowerModel
 from altclip_jax.weights.convert import Params
 
 LENGTH_BUCKETS = (8, 16, 24, 32, 48, 64, 96, 128, 192, 256, 384, 512)

@@ -16,9 +16,7 @@ from altclip_jax.files import hub
 from altclip_jax.files.checkpoint_folder import read_whole
 from altclip_jax.inference import encoders
 from altclip_jax.inference.token_batches import TokenBatching
-from altclip_jax.model.altclip import AltCLIPModel
-from altclip_jax.model.clip import CLIPModel
-from altclip_jax.model.two_towers import TwoTowerModel
+from altclip_jax.pretrained import AltCLIPModel, CLIPModel, TwoTowerModel
 from altclip_jax.processing.fit import check_processor
 from altclip_jax.processing.image_files import array_layout, single_pictures
 from altclip_jax.processing.lengths import positive

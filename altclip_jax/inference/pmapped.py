@@ -16,7 +16,7 @@ from jaxtyping import Float32
 
 from altclip_jax.inference import encoders
 from altclip_jax.model.inputs import check_pixel_values, check_texts
-from altclip_jax.model.two_towers import TwoTowerModel
+from altclip_jax.pretrained import TwoTowerModel
 from altclip_jax.weights.convert import Params
 
 AXIS = "devices"

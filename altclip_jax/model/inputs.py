@@ -11,7 +11,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from altclip_jax.config import AltCLIPTextConfig, CLIPTextConfig, VisionConfig
+from altclip_jax.config import AltCLIPTextConfig, CLIPTextConfig, TwoTowerConfig, VisionConfig
 
 AnyArray = jax.Array | np.ndarray  # what a model is called with; a tracer is the first
 
@@ -28,6 +28,25 @@ def static_flag(name: str, value: Any, default: bool) -> bool:
             f" jax.jit(functools.partial(model.apply, {name}=True)) or static_argnames=({name!r},)."
         )
     return default if value is None else bool(value)
+
+
+def tower_flags(config: Any, output_attentions: Any, output_hidden_states: Any, deterministic: Any) -> dict[str, bool]:
+    """Returns the flags that every tower takes, by name."""
+    return {
+        "output_attentions": static_flag("output_attentions", output_attentions, config.output_attentions),
+        "output_hidden_states": static_flag("output_hidden_states", output_hidden_states, config.output_hidden_states),
+        "deterministic": static_flag("deterministic", deterministic, True),
+    }
+
+
+def example_inputs(config: Any) -> dict[str, np.ndarray]:
+    """Returns the smallest valid inputs of what a configuration describes, by name: zeros that take no memory."""
+    if isinstance(config, TwoTowerConfig):
+        return example_inputs(config.text_config) | example_inputs(config.vision_config)
+    if isinstance(config, VisionConfig):
+        shape = (1, config.num_channels, config.image_size, config.image_size)
+        return {"pixel_values": np.broadcast_to(np.float32(0), shape)}
+    return {"input_ids": np.zeros((1, 1), np.int32)}
 
 
 def check_text_inputs(

@@ -6,7 +6,7 @@ Softmax, LayerNorm statistics and activations are computed in float32 whatever t
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, Literal, TypeVar, get_args
+from typing import Any, Literal, get_args
 
 import jax
 import jax.numpy as jnp
@@ -17,13 +17,10 @@ from jax import Array
 from jax.typing import DTypeLike
 from jaxtyping import Float, Int
 
-from altclip_jax.model.parameters import Dense, stored_param
-from altclip_jax.quantization.leaves import QuantizedArray, take_rows
+from altclip_jax.model.door import is_stored
 
 AttentionImplementation = Literal["plain", "xla", "cudnn"]
 Remat = bool | Literal["dots"]
-Initializer = Callable[..., Any]
-Block = TypeVar("Block", bound=nn.Module)
 _LOWEST = float(np.finfo(np.float32).min)
 
 
@@ -40,6 +37,99 @@ ACTIVATIONS: dict[str, Callable[[Array], Array]] = {
     "quick_gelu": quick_gelu,
     "selu": jax.nn.selu,
 }
+
+
+class Part(nn.Module):
+    """A part of a network, and how it computes.
+
+    Attributes:
+        config: What the part is.
+        dtype: Compute dtype of the towers; projections, norms, logits and loss are float32.
+        param_dtype: Dtype in which parameters are stored, whether initialised or loaded.
+        attention_implementation: "plain", "xla" or "cudnn", see `Attention`.
+        remat: True recomputes each layer in the backward pass instead of storing its activations; "dots" stores the
+            results of its matrix products and recomputes the rest.
+        precision: Of the matrix products of the layers, as `jax.lax.Precision` has it; None leaves it to jax.
+    """
+
+    config: Any
+    dtype: DTypeLike = jnp.float32
+    param_dtype: DTypeLike = jnp.float32
+    attention_implementation: AttentionImplementation = "plain"
+    remat: Remat = False
+    precision: Any = None
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """All but the configuration, for a part of this part."""
+        names = ("dtype", "param_dtype", "attention_implementation", "remat", "precision")
+        return {name: getattr(self, name) for name in names}
+
+    @nn.nowrap
+    def dense(self, features: int, deviation: float, name: str | None = None, **how: Any) -> nn.Dense:
+        """Returns a linear layer whose kernel is initialised with a standard deviation."""
+        types = {"dtype": self.dtype, "param_dtype": self.param_dtype, "precision": self.precision}
+        return nn.Dense(features, kernel_init=nn.initializers.normal(deviation), name=name, **types | how)
+
+    @nn.nowrap
+    def projection(self, width: int, factor: float, name: str | None = None) -> nn.Dense:
+        """Returns the linear layer from a tower of `width` to the common space.
+
+        It computes in float32 whatever the towers compute in: a small product whose rounding every score would carry.
+        """
+        return self.dense(self.config.projection_dim, width**-0.5 * factor, name, use_bias=False, dtype=jnp.float32)
+
+    @nn.nowrap
+    def norm(self, name: str) -> nn.LayerNorm:
+        """Returns a LayerNorm with two-pass statistics in float32, as torch computes them."""
+        return nn.LayerNorm(
+            epsilon=self.config.layer_norm_eps,
+            use_fast_variance=False,
+            dtype=self.dtype,
+            param_dtype=self.param_dtype,
+            name=name,
+        )
+
+    @nn.nowrap
+    def table(self, rows: int, width: int, deviation: float, name: str, frozen_row: int | None = None) -> Table:
+        """Returns a table of learned rows."""
+        normal = nn.initializers.normal(deviation)
+
+        def init(key: Array, shape: tuple[int, ...], dtype: DTypeLike) -> Array:
+            values = normal(key, shape, dtype)
+            return values if frozen_row is None else values.at[frozen_row].set(0)
+
+        return Table(
+            rows,
+            width,
+            embedding_init=init,
+            dtype=self.dtype,
+            param_dtype=self.param_dtype,
+            frozen_row=frozen_row,
+            name=name,
+        )
+
+
+class Table(nn.Embed):
+    """An nn.Embed whose rows are gathered as they are stored, and made floats after.
+
+    A row outside it is NaN, never another row's value. `frozen_row` gets no gradient: torch's padding_idx.
+    """
+
+    frozen_row: int | None = None
+
+    def __call__(self, ids: Int[Array, " ..."]) -> Float[Array, "... embed"]:
+        """Returns rows in the compute dtype."""
+        return lookup(self.embedding, ids, self.frozen_row).astype(self.dtype)
+
+
+def lookup(table: Any, ids: Int[Array, " ..."], frozen_row: int | None = None) -> Float[Array, "... embed"]:
+    """Returns rows of a table, an array or stored in another form; see `Table`."""
+    ids_ = jnp.where(ids < 0, table.shape[0], ids)
+    rows: Array = table.rows(ids_) if is_stored(table) else jnp.take(table, ids_, axis=0, mode="fill")
+    if frozen_row is None:
+        return rows
+    return jnp.where((ids == frozen_row)[..., None], jax.lax.stop_gradient(rows), rows)
 
 
 def attention_bias(mask: Array) -> Float[Array, "batch 1 query key"]:
@@ -64,48 +154,18 @@ def causal_bias(length: int, mask: Array | None = None) -> Float[Array, "#batch 
     return future + jnp.where(mask == 1, 0.0, _LOWEST)[:, None, None]
 
 
-def rematerialised(block: type[Block], remat: Remat, static_argnums: tuple[int, ...]) -> type[Block]:
-    """Returns a block class whose backward pass recomputes what `remat` says instead of storing it.
-
-    Args:
-        block: The class of a layer.
-        remat: False stores all, True recomputes all, "dots" stores the results of matrix products with parameters.
-        static_argnums: The arguments of the block's `__call__` that decide what is computed, `self` being 0.
-
-    Raises:
-        ValueError: `remat` is something else.
-    """
-    if remat is False:
-        return block
-    if remat is not True and remat != "dots":
-        raise ValueError(f"remat={remat!r} is not one of False, True and 'dots'.")
-    policy = jax.checkpoint_policies.dots_with_no_batch_dims_saveable if remat == "dots" else None
-    return nn.remat(block, policy=policy, static_argnums=static_argnums)
-
-
-class LayerNorm(nn.LayerNorm):
-    """LayerNorm with an explicit epsilon and two-pass statistics in float32, as torch computes them."""
-
-    use_fast_variance: bool = False
-
-
-class Attention(nn.Module):
+class Attention(Part, kw_only=True):
     """Multi-head self-attention with biases, and optionally the relative positions of Shaw et al. (2018).
 
-    `implementation` "plain" is an einsum with a float32 softmax; "xla" and "cudnn" go through
+    `attention_implementation` "plain" is an einsum with a float32 softmax; "xla" and "cudnn" go through
     jax.nn.dot_product_attention, whose kernels return no attention weights and take no head mask, relative positions
     or dropout: asked for one of these they raise.
     """
 
-    num_heads: int
     dropout_rate: float
-    implementation: AttentionImplementation
-    query_key_value_init: Initializer
-    out_init: Initializer
-    dtype: DTypeLike
-    param_dtype: DTypeLike
+    input_deviation: float  # of the initial kernels of query, key and value
+    output_deviation: float
     position_embedding_type: str = "absolute"
-    max_position_embeddings: int = 0
 
     @nn.compact
     def __call__(
@@ -117,24 +177,19 @@ class Attention(nn.Module):
         deterministic: bool,
     ) -> tuple[Float[Array, "batch sequence embed"], Float[Array, "batch head query key"] | None]:
         """Returns the attended values, and the attention weights (after dropout and head mask) when asked for."""
-        width = x.shape[-1]
-
-        def project(name: str) -> Array:
-            dense = Dense(
-                width, kernel_init=self.query_key_value_init, dtype=self.dtype, param_dtype=self.param_dtype, name=name
-            )
-            return dense(x).reshape(*x.shape[:-1], self.num_heads, width // self.num_heads)
-
-        query, key, value = project("query"), project("key"), project("value")
+        width, heads = x.shape[-1], self.config.num_attention_heads
+        query, key, value = (
+            self.dense(width, self.input_deviation, name)(x).reshape(*x.shape[:-1], heads, width // heads)
+            for name in ("query", "key", "value")
+        )
         relative = self._relative_scores(query, key) if self.position_embedding_type != "absolute" else None
-        if self.implementation == "plain":
+        weights = None
+        if self.attention_implementation == "plain":
             mixed, weights = self._plain(query, key, value, bias, relative, head_mask, deterministic)
         else:
             self._refuse_what_fused_kernels_lack(relative, head_mask, output_attentions, deterministic)
-            mixed, weights = _fused(query, key, value, bias, self.implementation), None
-        out = Dense(width, kernel_init=self.out_init, dtype=self.dtype, param_dtype=self.param_dtype, name="out")(
-            mixed.reshape(x.shape)
-        )
+            mixed = _fused(query, key, value, bias, self.attention_implementation)
+        out = self.dense(width, self.output_deviation, "out")(mixed.reshape(x.shape))
         return out, weights if output_attentions else None
 
     def _plain(
@@ -147,7 +202,7 @@ class Attention(nn.Module):
         head_mask: Array | None,
         deterministic: bool,
     ) -> tuple[Array, Array]:
-        scores = jnp.einsum("bqhd,bkhd->bhqk", query, key, preferred_element_type=jnp.float32)
+        scores = self._scores("bqhd,bkhd->bhqk", query, key)
         if relative is not None:
             scores = scores + relative
         scores = scores * query.shape[-1] ** -0.5
@@ -157,27 +212,29 @@ class Attention(nn.Module):
         weights = nn.Dropout(self.dropout_rate)(weights, deterministic=deterministic)
         if head_mask is not None:
             weights = weights * head_mask.astype(weights.dtype)[None, :, None, None]
-        return jnp.einsum("bhqk,bkhd->bqhd", weights, value), weights
+        return jnp.einsum("bhqk,bkhd->bqhd", weights, value, precision=self.precision), weights
+
+    def _scores(self, letters: str, left: Array, right: Array) -> Float[Array, "batch head query key"]:
+        scores: Array = jnp.einsum(letters, left, right, precision=self.precision, preferred_element_type=jnp.float32)
+        return scores
 
     def _relative_scores(self, query: Array, key: Array) -> Float[Array, "batch head query key"]:
-        rows = 2 * self.max_position_embeddings - 1
-        table = EmbeddingTable(
-            rows, query.shape[-1], self.query_key_value_init, self.param_dtype, name="distance_embedding"
-        )()
+        longest = self.config.max_position_embeddings
+        table = self.table(2 * longest - 1, query.shape[-1], self.input_deviation, "distance_embedding")
         places = jnp.arange(query.shape[1])
-        offsets = places[:, None] - places[None, :] + self.max_position_embeddings - 1
-        distances = lookup(table, offsets).astype(self.dtype)
-        scores = jnp.einsum("bqhd,qkd->bhqk", query, distances, preferred_element_type=jnp.float32)
+        distances = table(places[:, None] - places[None, :] + longest - 1)
+        scores = self._scores("bqhd,qkd->bhqk", query, distances)
         if self.position_embedding_type == "relative_key_query":
-            scores += jnp.einsum("bkhd,qkd->bhqk", key, distances, preferred_element_type=jnp.float32)
+            scores += self._scores("bkhd,qkd->bhqk", key, distances)
         return scores
 
     def _refuse_what_fused_kernels_lack(
         self, relative: Array | None, head_mask: Array | None, output_attentions: bool, deterministic: bool
     ) -> None:
-        if self.implementation not in get_args(AttentionImplementation):
+        implementation = self.attention_implementation
+        if implementation not in get_args(AttentionImplementation):
             raise ValueError(
-                f"attention_implementation={self.implementation!r} is not one of"
+                f"attention_implementation={implementation!r} is not one of"
                 f" {', '.join(get_args(AttentionImplementation))}."
             )
         asked = {
@@ -189,74 +246,102 @@ class Attention(nn.Module):
         lacking = [name for name, wanted in asked.items() if wanted]
         if lacking:
             raise ValueError(
-                f"attention_implementation={self.implementation!r} cannot give {' or '.join(lacking)}:"
+                f"attention_implementation={implementation!r} cannot give {' or '.join(lacking)}:"
                 " build the model with attention_implementation='plain'."
             )
-        if self.implementation == "cudnn" and jax.default_backend() != "gpu":
+        if implementation == "cudnn" and jax.default_backend() != "gpu":
             raise ValueError(
                 "attention_implementation='cudnn' needs an NVIDIA GPU and this process runs on"
                 f" {jax.default_backend()}: use 'plain' or 'xla'."
             )
 
 
-def _lowest(dtype: Any) -> float:
-    info: Any = ml_dtypes.finfo
-    return float(info(dtype).min)
-
-
 def _fused(query: Array, key: Array, value: Array, bias: Array | None, implementation: Any) -> Array:
     if bias is not None:
         # the kernels want the bias in the dtype of the query, whose lowest value may be nearer to zero
-        bias = jnp.maximum(bias, _lowest(query.dtype)).astype(query.dtype)
+        finfo: Any = ml_dtypes.finfo
+        bias = jnp.maximum(bias, float(finfo(query.dtype).min)).astype(query.dtype)
         bias = jnp.broadcast_to(bias, (*bias.shape[:2], query.shape[1], key.shape[1]))
     return jax.nn.dot_product_attention(query, key, value, bias=bias, implementation=implementation)
 
 
-class MLP(nn.Module):
+class MLP(Part, kw_only=True):
     """Two linear layers with an activation between them."""
 
-    width: int
-    activation: str
-    up_init: Initializer
-    down_init: Initializer
-    dtype: DTypeLike
-    param_dtype: DTypeLike
+    up_deviation: float
+    down_deviation: float
 
     @nn.compact
     def __call__(self, x: Float[Array, "batch sequence embed"]) -> Float[Array, "batch sequence embed"]:
         """Applies the MLP to every position."""
-        up = Dense(self.width, kernel_init=self.up_init, dtype=self.dtype, param_dtype=self.param_dtype, name="up")(x)
-        hidden = ACTIVATIONS[self.activation](up.astype(jnp.float32)).astype(self.dtype)
-        return Dense(
-            x.shape[-1], kernel_init=self.down_init, dtype=self.dtype, param_dtype=self.param_dtype, name="down"
-        )(hidden)
+        up = self.dense(self.config.intermediate_size, self.up_deviation, "up")(x)
+        hidden = ACTIVATIONS[self.config.hidden_act](up.astype(jnp.float32)).astype(self.dtype)
+        return self.dense(x.shape[-1], self.down_deviation, "down")(hidden)
 
 
-def lookup(
-    table: Float[Array, "rows embed"] | QuantizedArray, ids: Int[Array, " ..."], frozen_row: int | None = None
-) -> Float[Array, "... embed"]:
-    """Rows of an embedding table; a row outside it is NaN, never another row's value.
+class PreNormBlock(Part):
+    """One layer of CLIP's towers: each half sees its input normalised and is added to it.
 
-    `frozen_row` gets no gradient: torch's padding_idx.
+    Source: modeling_clip.py of transformers 4.56.2 (CLIPEncoderLayer).
     """
-    rows = take_rows(table, jnp.where(ids < 0, table.shape[0], ids))
-    if frozen_row is None:
-        return rows
-    return jnp.where((ids == frozen_row)[..., None], jax.lax.stop_gradient(rows), rows)
-
-
-class EmbeddingTable(nn.Module):
-    """A table of learned rows, under the path that nn.Embed would give it; read with `lookup`."""
-
-    rows: int
-    width: int
-    init_fn: Initializer
-    param_dtype: DTypeLike
 
     @nn.compact
-    def __call__(self) -> Float[Array, "rows embed"] | QuantizedArray:
-        """Returns the whole table, as it is stored."""
-        table: Array | QuantizedArray = stored_param(
-            self, "embedding", self.init_fn, (self.rows, self.width), self.param_dtype
-        )
-        return table
+    def __call__(
+        self,
+        x: Float[Array, "batch sequence embed"],
+        bias: Float[Array, "#batch 1 #query key"] | None,
+        head_mask: Float[Array, " head"] | None,
+        output_attentions: bool,
+        deterministic: bool,
+    ) -> tuple[Array, Array | None]:
+        """Returns the new states, and the attention weights when asked for."""
+        config = self.config
+        width, factor = config.hidden_size, config.initializer_factor
+        by_depth = (2 * config.num_hidden_layers) ** -0.5
+        attended, weights = Attention(
+            config,
+            **self.settings,
+            dropout_rate=config.attention_dropout,
+            input_deviation=width**-0.5 * by_depth * factor,
+            output_deviation=width**-0.5 * factor,
+            name="attention",
+        )(self.norm("attention_norm")(x), bias, head_mask, output_attentions, deterministic)
+        x = x + attended
+        changed = MLP(
+            config,
+            **self.settings,
+            up_deviation=(2 * width) ** -0.5 * factor,
+            down_deviation=width**-0.5 * by_depth * factor,
+            name="mlp",
+        )(self.norm("mlp_norm")(x))
+        return x + changed, weights
+
+
+class PostNormBlock(Part):
+    """One layer of XLM-RoBERTa: each half is added to its input, then normalised."""
+
+    @nn.compact
+    def __call__(
+        self,
+        x: Float[Array, "batch sequence embed"],
+        bias: Float[Array, "#batch 1 #query key"] | None,
+        head_mask: Float[Array, " head"] | None,
+        output_attentions: bool,
+        deterministic: bool,
+    ) -> tuple[Array, Array | None]:
+        """Returns the new states, and the attention weights when asked for."""
+        config, deviation = self.config, self.config.initializer_factor
+        attended, weights = Attention(
+            config,
+            **self.settings,
+            dropout_rate=config.attention_probs_dropout_prob,
+            input_deviation=deviation,
+            output_deviation=deviation,
+            position_embedding_type=config.position_embedding_type,
+            name="attention",
+        )(x, bias, head_mask, output_attentions, deterministic)
+        attended = nn.Dropout(config.hidden_dropout_prob)(attended, deterministic=deterministic)
+        x = self.norm("attention_norm")(x + attended)
+        changed = MLP(config, **self.settings, up_deviation=deviation, down_deviation=deviation, name="mlp")(x)
+        changed = nn.Dropout(config.hidden_dropout_prob)(changed, deterministic=deterministic)
+        return self.norm("mlp_norm")(x + changed), weights

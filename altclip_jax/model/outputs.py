@@ -19,34 +19,18 @@ class _Record:
 
 
 @struct.dataclass
-class AltCLIPTextOutput(_Record):
-    """What the text tower returns."""
+class TowerOutput(_Record):
+    """What a tower returns; the sequence of a picture is the class token and its patches.
 
-    last_hidden_state: Array  # (texts, sequence, project_dim), after the final norm and the transformation
-    pooler_output: Array  # (texts, project_dim), its first token
-    hidden_states: tuple[Array, ...] | None = None  # layers + 1 of (texts, sequence, hidden), embeddings first
-    attentions: tuple[Array, ...] | None = None  # layers of (texts, heads, sequence, sequence)
+    As in the reference, the last states of texts are those after the final norm (and AltCLIP's `transformation`), the
+    last states of pictures those before the post norm, and the pooled states of both are normalised.
+    """
+
+    last_hidden_state: Array  # (batch, sequence, hidden), or (texts, sequence, project_dim) of AltCLIP
+    pooler_output: Array  # the same of one place: AltCLIP's first token, CLIP's end of text, the class token
+    hidden_states: tuple[Array, ...] | None = None  # layers + 1 of (batch, sequence, hidden), embeddings first
+    attentions: tuple[Array, ...] | None = None  # layers of (batch, heads, sequence, sequence)
     projection_state: Array | None = None  # always None, as in the reference
-
-
-@struct.dataclass
-class AltCLIPVisionOutput(_Record):
-    """What the image tower returns."""
-
-    last_hidden_state: Array  # (images, patches + 1, hidden), class token first, before the post norm
-    pooler_output: Array  # (images, hidden), the class token after the post norm
-    hidden_states: tuple[Array, ...] | None = None  # layers + 1 of (images, patches + 1, hidden), after the pre norm
-    attentions: tuple[Array, ...] | None = None  # layers of (images, heads, patches + 1, patches + 1)
-
-
-@struct.dataclass
-class CLIPTextOutput(_Record):
-    """What CLIP's text tower returns."""
-
-    last_hidden_state: Array  # (texts, sequence, hidden), after the final norm
-    pooler_output: Array  # (texts, hidden), of it the end-of-text token
-    hidden_states: tuple[Array, ...] | None = None  # layers + 1 of (texts, sequence, hidden), embeddings first
-    attentions: tuple[Array, ...] | None = None  # layers of (texts, heads, sequence, sequence)
 
 
 @struct.dataclass
@@ -61,25 +45,16 @@ class CLIPTextModelOutput(_Record):
 
 @struct.dataclass
 class AltCLIPOutput(_Record):
-    """What the model returns."""
+    """What a model with two towers returns, AltCLIP or CLIP."""
 
     loss: Array | None  # (), mean of the two cross-entropies, when asked for
     logits_per_image: Array  # (images, texts), float32
     logits_per_text: Array  # (texts, images), float32
     text_embeds: Array  # (texts, projection), unit norm, float32
     image_embeds: Array  # (images, projection), unit norm, float32
-    text_model_output: AltCLIPTextOutput
-    vision_model_output: AltCLIPVisionOutput
+    text_model_output: TowerOutput
+    vision_model_output: TowerOutput
 
 
-@struct.dataclass
-class CLIPOutput(_Record):
-    """What a CLIP returns."""
-
-    loss: Array | None  # (), mean of the two cross-entropies, when asked for
-    logits_per_image: Array  # (images, texts), float32
-    logits_per_text: Array  # (texts, images), float32
-    text_embeds: Array  # (texts, projection), unit norm, float32
-    image_embeds: Array  # (images, projection), unit norm, float32
-    text_model_output: CLIPTextOutput
-    vision_model_output: AltCLIPVisionOutput
+AltCLIPTextOutput = AltCLIPVisionOutput = CLIPTextOutput = TowerOutput
+CLIPOutput = AltCLIPOutput

@@ -17,8 +17,10 @@ from flax import linen as nn
 from jax import Array, lax
 from jaxtyping import Float
 
-from altclip_jax.parallel import STACK
+from altclip_jax.model.door import enter
+from altclip_jax.model.layers import Part
 
+STACK = "layers"  # the name of layers one behind the other, along a first axis
 _PREFIX = "layer_"
 _LAYER = re.compile(rf"{_PREFIX}\d+")
 
@@ -62,46 +64,61 @@ def unstack_layers(params: dict[str, Any]) -> dict[str, Any]:
 
 
 def run_layers(
-    tower: nn.Module,
-    block: Callable[..., Any],
-    depth: int,
+    tower: Part,
+    block: type[Part],
     x: Float[Array, "batch sequence embed"],
     bias: Float[Array, "#batch 1 #query key"] | None,
-    head_masks: Sequence[Float[Array, " head"] | None],
+    head_masks: Sequence[Float[Array, " head"]] | None,
     output_attentions: bool,
     output_hidden_states: bool,
     deterministic: bool,
-) -> tuple[Array, tuple[Array, ...], tuple[Any, ...]]:
+) -> tuple[Array, tuple[Array, ...] | None, tuple[Any, ...] | None]:
     """Runs the layers of a tower, from inside its `__call__`, in the layout that its parameters have.
 
     Returns:
-        The last states; the states from `x` on if asked for; the attention weights of each layer (None unless asked
-        for).
+        The last states; the states from `x` on and the attention weights of each layer, None unless asked for.
     """
-    if tower.has_variable("params", STACK):
-        keys = None
-        if not deterministic and tower.has_rng("dropout"):
-            keys = jax.random.split(tower.make_rng("dropout"), depth)
-        heads = None if head_masks[0] is None else jnp.stack([mask for mask in head_masks if mask is not None])
-        alone = block(parent=None)
+
+    def layer(block: nn.Module, x: Array, bias: Any, head_mask: Any) -> tuple[Array, Any]:
+        found: tuple[Array, Any] = enter(block, x, bias, head_mask, output_attentions, deterministic)
+        return found
+
+    layer = _rematerialise(layer, tower.remat)
+    config, depth = tower.config, tower.config.num_hidden_layers
+    states, attentions = [x], []
+    if not tower.has_variable("params", STACK):
+        for number in range(depth):
+            own = block(config, **tower.settings, name=f"{_PREFIX}{number}")
+            x, weights = layer(own, x, bias, None if head_masks is None else head_masks[number])
+            states.append(x)
+            attentions.append(weights)
+    else:
+        alone = block(config, **tower.settings, parent=None)
+        draws = not deterministic and tower.has_rng("dropout")
+        keys = jax.random.split(tower.make_rng("dropout"), depth) if draws else None
 
         def step(x: Array, own: Any) -> tuple[Array, Any]:
             params, head_mask, key = own
             rngs = None if key is None else {"dropout": key}
-            x, weights = alone.apply(
-                {"params": params}, x, bias, head_mask, output_attentions, deterministic, rngs=rngs
-            )
+            x, weights = alone.apply({"params": params}, x, bias, head_mask, method=layer, rngs=rngs)
             return x, (x if output_hidden_states else None, weights)
 
-        last, (states, weights) = lax.scan(step, x, (tower.get_variable("params", STACK), heads, keys))
-        attentions = tuple(weights) if output_attentions else (None,) * depth
-        return last, (x, *states) if output_hidden_states else (), attentions
-    states_, attentions_ = [x], []
-    for layer in range(depth):
-        x, weights = block(name=f"{_PREFIX}{layer}")(x, bias, head_masks[layer], output_attentions, deterministic)
-        states_.append(x)
-        attentions_.append(weights)
-    return x, tuple(states_) if output_hidden_states else (), tuple(attentions_)
+        heads = None if head_masks is None else jnp.stack(head_masks)
+        x, (later, weights) = lax.scan(step, x, (tower.get_variable("params", STACK), heads, keys))
+        states.extend(later if output_hidden_states else ())
+        attentions.extend(weights if output_attentions else ())
+    return x, tuple(states) if output_hidden_states else None, tuple(attentions) if output_attentions else None
+
+
+def _rematerialise(layer: Callable[..., Any], remat: Any) -> Callable[..., Any]:
+    """Returns a function of a block whose backward pass recomputes what `remat` says instead of storing it."""
+    if remat is False:
+        return layer
+    if remat is not True and remat != "dots":
+        raise ValueError(f"remat={remat!r} is not one of False, True and 'dots'.")
+    policy = jax.checkpoint_policies.dots_with_no_batch_dims_saveable if remat == "dots" else None
+    again: Callable[..., Any] = nn.remat(layer, policy=policy)
+    return again
 
 
 def _are_alike(layers: dict[str, Any]) -> bool:

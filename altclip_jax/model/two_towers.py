@@ -1,111 +1,80 @@
-"""What AltCLIP and CLIP share: two towers, two projections, one temperature.
+"""AltCLIP and CLIP: two towers, two projections, one temperature.
 
-Source: modeling_altclip.py and modeling_clip.py of transformers 4.56.2.
+Source: modeling_altclip.py and modeling_clip.py of transformers 4.56.2; Chen et al. 2022, arXiv 2211.06679; Radford et
+al. 2021.
 """
 
 from __future__ import annotations
 
-import abc
-from collections.abc import Mapping
-from typing import Any, ClassVar
+from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from flax import linen as nn
 from jax import Array
-from jax.typing import DTypeLike
-from jaxtyping import Float
+from jaxtyping import Float, Int, Shaped
 
-from altclip_jax.config import TwoTowerConfig
-from altclip_jax.model.inputs import AnyArray, static_flag
-from altclip_jax.model.parameters import Dense
-from altclip_jax.model.pretrained import PretrainedModel, example_picture, example_text
+from altclip_jax.config import CLIPConfig, TwoTowerConfig
+from altclip_jax.model.door import enter
+from altclip_jax.model.inputs import AnyArray, static_flag, tower_flags
+from altclip_jax.model.layers import Part
+from altclip_jax.model.outputs import AltCLIPOutput, TowerOutput
+from altclip_jax.model.text import CLIPTextTower, TextTower
+from altclip_jax.model.vision import VisionTower
 
 
-class TwoTowerModel(PretrainedModel):
-    """A model that compares texts and pictures; its subclasses name the towers and take the texts' arguments."""
-
-    text_class: ClassVar[type[PretrainedModel]]
-    vision_class: ClassVar[type[PretrainedModel]]
-    output_class: ClassVar[Any]
-    params_prefix: ClassVar[str] = ""
+class TwoTowers(Part):
+    """The whole model. `model.apply({"params": params}, input_ids, pixel_values, attention_mask)`."""
 
     config: TwoTowerConfig
 
-    @property
-    @abc.abstractmethod
-    def text_width(self) -> int:
-        """The width of the text tower's pooled state."""
-
-    @nn.nowrap
-    def example_inputs(self) -> dict[str, np.ndarray]:
-        """Returns the smallest valid inputs, by name."""
-        return {
-            **example_text(),
-            **example_picture(self.config.vision_config.num_channels, self.config.vision_config.image_size),
-        }
-
     def setup(self) -> None:
         """Names the parts; their names are the first level of the parameter tree."""
-        config = self.config
-        how: dict[str, Any] = {
-            "dtype": self.dtype,
-            "param_dtype": self.param_dtype,
-            "attention_implementation": self.attention_implementation,
-            "remat": self.remat,
-        }
-        factor = config.initializer_factor
-        self.text_model = self.text_class(config.text_config, **how)
-        self.vision_model = self.vision_class(config.vision_config, **how)
-        self.text_projection = projection(self.text_width, config.projection_dim, factor, self.param_dtype)
-        self.visual_projection = projection(
-            config.vision_config.hidden_size, config.projection_dim, factor, self.param_dtype
-        )
+        config, factor = self.config, self.config.initializer_factor
+        texts, pictures = config.text_config, config.vision_config
+        if isinstance(config, CLIPConfig):
+            self.text_model: Any = CLIPTextTower(texts, **self.settings)
+            text_width = texts.hidden_size
+        else:
+            self.text_model = TextTower(texts, **self.settings)
+            text_width = texts.project_dim
+        self.vision_model = VisionTower(pictures, **self.settings)
+        self.text_projection = self.projection(text_width, factor)
+        self.visual_projection = self.projection(pictures.hidden_size, factor)
         initial = nn.initializers.constant(config.logit_scale_init_value)
         self.logit_scale = self.param("logit_scale", initial, (), self.param_dtype)
 
-    def get_image_features(
+    def __call__(
         self,
+        input_ids: Int[AnyArray, "texts sequence"] | None = None,
         pixel_values: Float[AnyArray, "images channels height width"] | None = None,
+        attention_mask: Shaped[AnyArray, "#texts ..."] | None = None,
+        position_ids: Int[AnyArray, "#texts sequence"] | None = None,
+        token_type_ids: Int[AnyArray, "#texts sequence"] | None = None,
+        return_loss: bool | None = None,
+        output_attentions: bool | None = None,
+        output_hidden_states: bool | None = None,
         interpolate_pos_encoding: bool = False,
         deterministic: bool = True,
-    ) -> Float[Array, "images projection"]:
-        """Returns the projected pictures, not normalised, float32."""
-        output = self.vision_model(
-            pixel_values, interpolate_pos_encoding=interpolate_pos_encoding, deterministic=deterministic
-        )
-        features: Array = self.visual_projection(output.pooler_output)
-        return features
+    ) -> AltCLIPOutput:
+        """Compares every picture with every text.
 
-    def _compared(
-        self,
-        text_inputs: Mapping[str, Any],
-        pixel_values: AnyArray | None,
-        *,
-        return_loss: bool | None,
-        output_attentions: bool | None,
-        output_hidden_states: bool | None,
-        interpolate_pos_encoding: bool,
-        deterministic: bool,
-    ) -> Any:
-        """Returns the output record for a batch, of whose texts the subclass knows the arguments."""
-        config = self.config
-        flags = {
-            "output_attentions": static_flag("output_attentions", output_attentions, config.output_attentions),
-            "output_hidden_states": static_flag(
-                "output_hidden_states", output_hidden_states, config.output_hidden_states
-            ),
-            "deterministic": static_flag("deterministic", deterministic, True),
-        }
+        `return_loss`, `output_attentions`, `output_hidden_states`, `interpolate_pos_encoding` and `deterministic`
+        decide what is computed: under jit, fix them with functools.partial. There is no `return_dict`: the output's
+        `to_tuple()` gives the reference's tuple. A CLIP takes no `token_type_ids`.
+
+        Raises:
+            ValueError: an input is missing or does not fit; with `return_loss`, unequal numbers of texts and images.
+        """
+        flags = tower_flags(self.config, output_attentions, output_hidden_states, deterministic)
         return_loss = static_flag("return_loss", return_loss, False)
-        text = self.text_model(**text_inputs, **flags)
+        text = self._encode_texts(input_ids, attention_mask, position_ids, token_type_ids, **flags)
         vision = self.vision_model(pixel_values, interpolate_pos_encoding=interpolate_pos_encoding, **flags)
-        text_embeds = normalize(self.text_projection(text.pooler_output))
-        image_embeds = normalize(self.visual_projection(vision.pooler_output))
+        text_embeds = normalize(enter(self.text_projection, text.pooler_output))
+        image_embeds = normalize(enter(self.visual_projection, vision.pooler_output))
         scale = jnp.exp(self.logit_scale.astype(jnp.float32))
         logits_per_text = jnp.einsum("tp,ip->ti", text_embeds, image_embeds, precision="highest") * scale
-        return self.output_class(
+        return AltCLIPOutput(
             loss=symmetric_cross_entropy(logits_per_text) if return_loss else None,
             logits_per_image=logits_per_text.T,
             logits_per_text=logits_per_text,
@@ -115,22 +84,36 @@ class TwoTowerModel(PretrainedModel):
             vision_model_output=vision,
         )
 
+    def get_text_features(
+        self,
+        input_ids: Int[AnyArray, "texts sequence"] | None = None,
+        attention_mask: Shaped[AnyArray, "#texts ..."] | None = None,
+        position_ids: Int[AnyArray, "#texts sequence"] | None = None,
+        token_type_ids: Int[AnyArray, "#texts sequence"] | None = None,
+        deterministic: bool = True,
+    ) -> Float[Array, "texts projection"]:
+        """Returns the projected texts, not normalised, float32."""
+        text = self._encode_texts(input_ids, attention_mask, position_ids, token_type_ids, deterministic=deterministic)
+        features: Array = enter(self.text_projection, text.pooler_output)
+        return features
 
-def projection(
-    width: int, projection_dim: int, factor: float, param_dtype: DTypeLike, name: str | None = None
-) -> Dense:
-    """Returns the linear layer from a tower of `width` to the common space.
+    def get_image_features(
+        self,
+        pixel_values: Float[AnyArray, "images channels height width"] | None = None,
+        interpolate_pos_encoding: bool = False,
+        deterministic: bool = True,
+    ) -> Float[Array, "images projection"]:
+        """Returns the projected pictures, not normalised, float32."""
+        vision = self.vision_model(
+            pixel_values, interpolate_pos_encoding=interpolate_pos_encoding, deterministic=deterministic
+        )
+        features: Array = enter(self.visual_projection, vision.pooler_output)
+        return features
 
-    It computes in float32 whatever the towers compute in: a small product whose rounding every score would carry.
-    """
-    return Dense(
-        projection_dim,
-        use_bias=False,
-        kernel_init=nn.initializers.normal(width**-0.5 * factor),
-        dtype=jnp.float32,
-        param_dtype=param_dtype,
-        name=name,
-    )
+    def _encode_texts(self, input_ids: Any, mask: Any, positions: Any, token_types: Any, **flags: bool) -> TowerOutput:
+        types = {} if token_types is None else {"token_type_ids": token_types}  # which CLIP's tower does not take
+        output: TowerOutput = self.text_model(input_ids, attention_mask=mask, position_ids=positions, **types, **flags)
+        return output
 
 
 def normalize(features: Float[AnyArray, "batch projection"]) -> Float[Array, "batch projection"]:

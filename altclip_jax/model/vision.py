@@ -6,7 +6,7 @@ Source: modeling_altclip.py of transformers 4.56.2 (AltCLIPVisionModel); Radford
 from __future__ import annotations
 
 import functools
-from typing import Any, ClassVar
+from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
@@ -15,30 +15,18 @@ from jax import Array
 from jax.typing import DTypeLike
 from jaxtyping import Float
 
-from altclip_jax.config import AltCLIPVisionConfig, CLIPVisionConfig, VisionConfig
-from altclip_jax.model.inputs import AnyArray, check_pixel_values, static_flag
-from altclip_jax.model.layers import EmbeddingTable, LayerNorm
-from altclip_jax.model.outputs import AltCLIPVisionOutput
-from altclip_jax.model.parameters import stored_param
-from altclip_jax.model.pre_norm import pre_norm_layers
-from altclip_jax.model.pretrained import PretrainedModel, example_picture
-from altclip_jax.quantization.leaves import as_array
-from altclip_jax.weights.families import CLIP
-from altclip_jax.weights.rules import RuleTable
+from altclip_jax.config import VisionConfig
+from altclip_jax.model.door import enter
+from altclip_jax.model.inputs import AnyArray, check_pixel_values, static_flag, tower_flags
+from altclip_jax.model.layers import Part, PreNormBlock
+from altclip_jax.model.outputs import TowerOutput
+from altclip_jax.model.stacked import run_layers
 
 
-class AltCLIPVisionModel(PretrainedModel):
-    """The image tower. `model.apply({"params": params}, pixel_values)`."""
-
-    config_class: ClassVar[type[VisionConfig]] = AltCLIPVisionConfig
-    params_prefix: ClassVar[str] = "vision_model/"
+class VisionTower(Part):
+    """The image tower. `tower.apply({"params": params}, pixel_values)`."""
 
     config: VisionConfig
-
-    @nn.nowrap
-    def example_inputs(self) -> dict[str, np.ndarray]:
-        """Returns the smallest valid inputs, by name."""
-        return example_picture(self.config.num_channels, self.config.image_size)
 
     @nn.compact
     def __call__(
@@ -48,7 +36,7 @@ class AltCLIPVisionModel(PretrainedModel):
         output_hidden_states: bool | None = None,
         interpolate_pos_encoding: bool = False,
         deterministic: bool = True,
-    ) -> AltCLIPVisionOutput:
+    ) -> TowerOutput:
         """Encodes a batch of normalised pictures, channels first as the processor gives them.
 
         With `interpolate_pos_encoding` pictures of any size from one patch up are taken: the position table is
@@ -57,47 +45,30 @@ class AltCLIPVisionModel(PretrainedModel):
         Raises:
             ValueError: no pictures, or pictures of another shape than the tower was made for.
         """
-        config = self.config
-        types: dict[str, Any] = {"dtype": self.dtype, "param_dtype": self.param_dtype}
-        output_attentions = static_flag("output_attentions", output_attentions, config.output_attentions)
-        output_hidden_states = static_flag("output_hidden_states", output_hidden_states, config.output_hidden_states)
-        deterministic = static_flag("deterministic", deterministic, True)
+        flags = tower_flags(self.config, output_attentions, output_hidden_states, deterministic)
         interpolate_pos_encoding = static_flag("interpolate_pos_encoding", interpolate_pos_encoding, False)
-        check_pixel_values(config, pixel_values, interpolate_pos_encoding)
-        x = self._embed(jnp.asarray(pixel_values), interpolate_pos_encoding)
-        x = LayerNorm(epsilon=config.layer_norm_eps, name="pre_norm", **types)(x)
-        x, hidden_states, attentions = pre_norm_layers(
-            self, config, x, None, output_attentions, output_hidden_states, deterministic
-        )
-        pooled = LayerNorm(epsilon=config.layer_norm_eps, name="post_norm", **types)(x[:, 0])
-        return AltCLIPVisionOutput(
+        check_pixel_values(self.config, pixel_values, interpolate_pos_encoding)
+        x = self.norm("pre_norm")(self._embed(jnp.asarray(pixel_values), interpolate_pos_encoding))
+        x, hidden_states, attentions = run_layers(self, PreNormBlock, x, None, None, **flags)
+        return TowerOutput(
             last_hidden_state=x,
-            pooler_output=pooled,
-            hidden_states=hidden_states if output_hidden_states else None,
-            attentions=attentions if output_attentions else None,
+            pooler_output=self.norm("post_norm")(x[:, 0]),
+            hidden_states=hidden_states,
+            attentions=attentions,
         )
 
     def _embed(self, pixel_values: Array, interpolate: bool) -> Float[Array, "batch sequence embed"]:
-        config, width = self.config, self.config.hidden_size
-        normal, factor = nn.initializers.normal, config.initializer_factor
-        patches, (rows, columns) = PatchEmbedding(
-            config.patch_size,
-            width,
-            normal(config.initializer_range * factor),
-            dtype=self.dtype,
-            param_dtype=self.param_dtype,
-            name="patch_embedding",
-        )(pixel_values)
-        class_embedding = self.param("class_embedding", normal(width**-0.5 * factor), (width,), self.param_dtype)
-        first = jnp.broadcast_to(class_embedding.astype(self.dtype), (patches.shape[0], 1, width))
-        table = EmbeddingTable(
-            config.grid_size**2 + 1,
-            width,
-            normal(config.initializer_range * factor),
-            self.param_dtype,
-            name="position_embedding",
+        config, width, factor = self.config, self.config.hidden_size, self.config.initializer_factor
+        deviation = config.initializer_range * factor
+        patch_embedding = PatchEmbedding(
+            config.patch_size, width, deviation, self.dtype, self.param_dtype, self.precision, name="patch_embedding"
         )
-        positions: Array = as_array(table())
+        patches, (rows, columns) = enter(patch_embedding, pixel_values)
+        of_class = nn.initializers.normal(width**-0.5 * factor)
+        class_embedding = self.param("class_embedding", of_class, (width,), self.param_dtype)
+        first = jnp.broadcast_to(class_embedding.astype(self.dtype), (patches.shape[0], 1, width))
+        table = self.table(config.grid_size**2 + 1, width, deviation, "position_embedding")
+        positions = jnp.asarray(table.embedding)
         if interpolate:
             square = pixel_values.shape[2] == pixel_values.shape[3]
             positions = _resample_positions(positions, config.grid_size, (rows, columns), square)
@@ -113,9 +84,10 @@ class PatchEmbedding(nn.Module):
 
     patch_size: int
     width: int
-    kernel_init: Any
+    deviation: float  # of the initial kernel
     dtype: DTypeLike = jnp.float32
     param_dtype: DTypeLike = jnp.float32
+    precision: Any = None
 
     @nn.compact
     def __call__(
@@ -126,18 +98,12 @@ class PatchEmbedding(nn.Module):
         side = self.patch_size
         rows, columns = height // side, width // side
         shape = (side, side, channels, self.width)
-        kernel = as_array(stored_param(self, "kernel", self.kernel_init, shape, self.param_dtype))
+        kernel = self.param("kernel", nn.initializers.normal(self.deviation), shape, self.param_dtype)
         pixels = pixel_values[:, :, : rows * side, : columns * side].astype(self.dtype)
         patches = pixels.reshape(batch, channels, rows, side, columns, side).transpose(0, 2, 4, 3, 5, 1)
         flat = patches.reshape(batch, rows * columns, side * side * channels)
-        return flat @ kernel.astype(self.dtype).reshape(-1, self.width), (rows, columns)
-
-
-class CLIPVisionModel(AltCLIPVisionModel):
-    """The same tower, from and to the checkpoints of CLIP."""
-
-    config_class: ClassVar[type[VisionConfig]] = CLIPVisionConfig
-    rule_table: ClassVar[RuleTable] = CLIP
+        matrix = kernel.astype(self.dtype).reshape(-1, self.width)
+        return jnp.matmul(flat, matrix, precision=self.precision), (rows, columns)
 
 
 def _resample_positions(

@@ -24,10 +24,9 @@ from jax.sharding import Mesh
 
 from altclip_jax import parallel
 from altclip_jax.files import hub
-from altclip_jax.model.clip import CLIPTextModel, CLIPTextModelWithProjection
-from altclip_jax.model.two_towers import TwoTowerModel
 from altclip_jax.planning.exchange import Exchange, exchanges
 from altclip_jax.planning.program import parse
+from altclip_jax.pretrained import CLIPTextModel, CLIPTextModelWithProjection, TwoTowerModel
 from altclip_jax.training.config import RunConfig
 from altclip_jax.training.objectives import Objective, TeacherLearning
 from altclip_jax.training.run_folder import open_model

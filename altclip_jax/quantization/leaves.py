@@ -18,7 +18,7 @@ import jax.export
 import jax.numpy as jnp
 import numpy as np
 from jax import Array
-from jaxtyping import Float, Int
+from jaxtyping import Int
 from numpy.typing import NDArray
 
 from altclip_jax.quantization.codes import SCALE_DTYPES
@@ -135,11 +135,6 @@ def _take(table: Array, ids: Array, outside: float) -> Array:
 def as_array(leaf: Any) -> Any:
     """Returns the array of a leaf, whether or not it is stored in few bits."""
     return leaf.dequantize() if isinstance(leaf, QuantizedArray) else leaf
-
-
-def take_rows(table: Any, ids: Int[Array, " ..."]) -> Float[Array, "... embed"]:
-    """Returns rows of a table, whether or not it is stored in few bits; a row outside it is NaN."""
-    return table.rows(ids) if isinstance(table, QuantizedArray) else _take(table, ids, jnp.nan)
 
 
 def split_leaves(tree: Any) -> dict[str, Any]:

@@ -20,8 +20,7 @@ from altclip_jax.training.losses import ContrastiveForm, contrastive_loss, mean_
 from altclip_jax.weights.convert import Params
 
 if TYPE_CHECKING:
-    from altclip_jax.model.clip import CLIPTextModel, CLIPTextModelWithProjection
-    from altclip_jax.model.two_towers import TwoTowerModel
+    from altclip_jax.pretrained import CLIPTextModel, CLIPTextModelWithProjection, TwoTowerModel
 
 Batch = dict[str, Array]
 Features = dict[str, Array]

@@ -14,7 +14,7 @@ import optax
 from jax.sharding import Mesh
 
 from altclip_jax import parallel
-from altclip_jax.model.two_towers import TwoTowerModel
+from altclip_jax.pretrained import TwoTowerModel
 from altclip_jax.sweep import Sweep
 from altclip_jax.training import stages
 from altclip_jax.training.config import RunConfig

@@ -26,9 +26,7 @@ from altclip_jax.files.ownership import claim, containing, keep_apart, says
 from altclip_jax.files.staging import refusals_explained
 from altclip_jax.files.whole import replace_files
 from altclip_jax.machine import default_device
-from altclip_jax.model.altclip import AltCLIPModel
-from altclip_jax.model.clip import CLIPModel
-from altclip_jax.model.two_towers import TwoTowerModel
+from altclip_jax.pretrained import AltCLIPModel, CLIPModel, TwoTowerModel
 from altclip_jax.processing.fit import load_processor
 from altclip_jax.processing.image import AltCLIPImageProcessor
 from altclip_jax.processing.processor import IMAGE_PROCESSOR, TOKENIZER, AltCLIPProcessor

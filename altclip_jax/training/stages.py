@@ -24,8 +24,8 @@ from altclip_jax.data.text_pair_stream import TextPairStream
 from altclip_jax.distributed import from_first, is_first, together
 from altclip_jax.evaluation.collection import collect
 from altclip_jax.files.checkpoint_folder import read_whole
-from altclip_jax.model.clip import CLIPTextModel, CLIPTextModelWithProjection
-from altclip_jax.model.two_towers import TwoTowerModel
+from altclip_jax.model.vision import VisionTower
+from altclip_jax.pretrained import CLIPTextModel, CLIPTextModelWithProjection, TwoTowerModel
 from altclip_jax.processing.fit import check_tokenizer, load_processor
 from altclip_jax.processing.processor import TOKENIZER, AltCLIPProcessor
 from altclip_jax.processing.tokenizer import load_tokenizer
@@ -179,7 +179,7 @@ def contrastive_objective(config: RunConfig, model: TwoTowerModel, mesh: Mesh) -
 
 def _image_features(builder: Builder) -> Callable[[str, ImageTextStream, Sequence[SourceSettings]], Features]:
     model = builder.model
-    tower = model.vision_class(
+    tower = VisionTower(
         model.config.vision_config, dtype=model.dtype, attention_implementation=model.attention_implementation
     )
 

@@ -15,8 +15,8 @@ from jax import Array, lax
 from jax.sharding import Mesh
 
 from altclip_jax.model.stacked import stack_layers, unstack_layers
-from altclip_jax.model.two_towers import TwoTowerModel
 from altclip_jax.parallel import BATCH, batch_devices, gathered, placed, sharding, state_shardings
+from altclip_jax.pretrained import TwoTowerModel
 from altclip_jax.training.config import RunConfig
 from altclip_jax.training.flops import product_flops
 from altclip_jax.training.losses import gather, interleave

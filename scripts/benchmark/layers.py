@@ -16,10 +16,10 @@ def rows(repeats: int) -> list[dict[str, Any]]:
     from jax import lax
 
     from altclip_jax import AltCLIPConfig
-    from altclip_jax.model.pre_norm import PreNormBlock
+    from altclip_jax.model.layers import PreNormBlock
 
     config = AltCLIPConfig.altclip().vision_config
-    block = PreNormBlock(config, "plain", jnp.float32, jnp.float32)
+    block = PreNormBlock(config)
     x = jnp.ones((BATCH, SEQUENCE, config.hidden_size))
     one = jax.jit(lambda key: block.init(key, x, None, False, True)["params"])(jax.random.key(0))
     depth = config.num_hidden_layers

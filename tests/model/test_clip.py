@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from altclip_jax import AltCLIPModel, CLIPConfig, CLIPModel, CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection
-from altclip_jax.model.clip import end_of_text
+from altclip_jax.model.text import end_of_text
 from altclip_jax.weights.convert import flatten, params_from_tensors, tensor_sources
 from altclip_jax.weights.families import CLIP
 from altclip_jax.weights.readers import CheckpointError, TensorInfo

@@ -24,7 +24,7 @@ from altclip_jax import (
 )
 from altclip_jax.assets import default_checkpoint
 from altclip_jax.checkpoints import convert
-from altclip_jax.model.pretrained import PretrainedModel
+from altclip_jax.pretrained import PretrainedModel
 from altclip_jax.weights import families, rules
 from altclip_jax.weights.convert import flatten
 from altclip_jax.weights.pretrained import save_orbax

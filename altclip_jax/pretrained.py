@@ -1,8 +1,7 @@
-"""What the model classes share: their parameters, from and to checkpoints."""
+"""The models that users know: the networks of `altclip_jax.model`, from and to checkpoints."""
 
 from __future__ import annotations
 
-import abc
 import functools
 import os
 from collections.abc import Callable, Sequence
@@ -17,36 +16,33 @@ from jax.sharding import Mesh
 from jax.typing import DTypeLike
 
 from altclip_jax import parallel
-from altclip_jax.model.layers import AttentionImplementation, Remat
+from altclip_jax.config import (
+    AltCLIPConfig,
+    AltCLIPTextConfig,
+    AltCLIPVisionConfig,
+    CLIPConfig,
+    CLIPTextConfig,
+    CLIPVisionConfig,
+)
+from altclip_jax.model.inputs import example_inputs
+from altclip_jax.model.layers import AttentionImplementation, Part, Remat
+from altclip_jax.model.text import CLIPTextTower, CLIPTextTowerWithProjection, TextTower
+from altclip_jax.model.two_towers import TwoTowers
+from altclip_jax.model.vision import VisionTower
 from altclip_jax.quantization.leaves import is_quantized
 from altclip_jax.quantization.rules import QuantizationRule, plan_forms
 from altclip_jax.weights import pretrained
 from altclip_jax.weights.convert import Params, flatten, quantize_tree, unflatten
-from altclip_jax.weights.families import ALTCLIP
+from altclip_jax.weights.families import ALTCLIP, CLIP
 from altclip_jax.weights.rules import RuleTable
 
 
-class PretrainedModel(nn.Module):
-    """A model that knows its configuration class, the names in its files, and which part of a full model it is.
-
-    Attributes:
-        config: What the model is.
-        dtype: Compute dtype of the towers; projections, norms, logits and loss are float32.
-        param_dtype: Dtype in which parameters are stored, whether initialised or loaded.
-        attention_implementation: "plain", "xla" or "cudnn", see `Attention`.
-        remat: True recomputes each layer in the backward pass instead of storing its activations; "dots" stores the
-            results of its matrix products and recomputes the rest.
-    """
+class PretrainedModel(Part):
+    """A network that knows its configuration class, the names in its files, and which part of a full model it is."""
 
     config_class: ClassVar[Any]
     rule_table: ClassVar[RuleTable] = ALTCLIP
     params_prefix: ClassVar[str]
-
-    config: Any
-    dtype: DTypeLike = jnp.float32
-    param_dtype: DTypeLike = jnp.float32
-    attention_implementation: AttentionImplementation = "plain"
-    remat: Remat = False
 
     @classmethod
     def from_pretrained(
@@ -184,9 +180,9 @@ class PretrainedModel(nn.Module):
         return unflatten(dict(_flat_shapes(bare)))
 
     @nn.nowrap
-    @abc.abstractmethod
     def example_inputs(self) -> dict[str, np.ndarray]:
         """Returns the smallest valid inputs, by name: zeros that take no memory."""
+        return example_inputs(self.config)
 
 
 @functools.lru_cache(maxsize=64)
@@ -195,11 +191,68 @@ def _flat_shapes(model: PretrainedModel) -> tuple[tuple[str, Any], ...]:
     return tuple(flatten(shapes).items())
 
 
-def example_text() -> dict[str, np.ndarray]:
-    """Returns one text of one token."""
-    return {"input_ids": np.zeros((1, 1), np.int32)}
+class TwoTowerModel(PretrainedModel, TwoTowers):
+    """A whole model: an AltCLIP or a CLIP."""
+
+    params_prefix: ClassVar[str] = ""
 
 
-def example_picture(channels: int, size: int) -> dict[str, np.ndarray]:
-    """Returns one black picture, all of whose pixels are the same number in memory."""
-    return {"pixel_values": np.broadcast_to(np.float32(0), (1, channels, size, size))}
+class AltCLIPModel(TwoTowerModel):
+    """AltCLIP. `model.apply({"params": params}, input_ids, pixel_values, attention_mask)`."""
+
+    config_class: ClassVar[type[AltCLIPConfig]] = AltCLIPConfig
+
+    config: AltCLIPConfig
+
+
+class AltCLIPTextModel(PretrainedModel, TextTower):
+    """AltCLIP's text tower. `model.apply({"params": params}, input_ids, attention_mask=mask)`."""
+
+    config_class: ClassVar[type[AltCLIPTextConfig]] = AltCLIPTextConfig
+    params_prefix: ClassVar[str] = "text_model/"
+
+
+class AltCLIPVisionModel(PretrainedModel, VisionTower):
+    """AltCLIP's image tower. `model.apply({"params": params}, pixel_values)`."""
+
+    config_class: ClassVar[type[AltCLIPVisionConfig]] = AltCLIPVisionConfig
+    params_prefix: ClassVar[str] = "vision_model/"
+
+
+class CLIPModel(TwoTowerModel):
+    """CLIP, the teacher. `model.apply({"params": params}, input_ids, pixel_values, attention_mask)`."""
+
+    config_class: ClassVar[type[CLIPConfig]] = CLIPConfig
+    rule_table: ClassVar[RuleTable] = CLIP
+
+    config: CLIPConfig
+
+
+class CLIPTextModel(PretrainedModel, CLIPTextTower):
+    """CLIP's text tower. `model.apply({"params": params}, input_ids, attention_mask)`.
+
+    It reads the checkpoints of CLIPModel, CLIPTextModel and CLIPTextModelWithProjection.
+    """
+
+    config_class: ClassVar[type[CLIPTextConfig]] = CLIPTextConfig
+    rule_table: ClassVar[RuleTable] = CLIP
+    params_prefix: ClassVar[str] = "text_model/"
+
+
+class CLIPTextModelWithProjection(PretrainedModel, CLIPTextTowerWithProjection):
+    """CLIP's text tower and `text_projection`. `model.apply({"params": params}, input_ids, attention_mask)`.
+
+    It reads the checkpoints of CLIPModel and CLIPTextModelWithProjection.
+    """
+
+    config_class: ClassVar[type[CLIPTextConfig]] = CLIPTextConfig
+    rule_table: ClassVar[RuleTable] = CLIP
+    params_prefix: ClassVar[str] = ""
+
+
+class CLIPVisionModel(PretrainedModel, VisionTower):
+    """CLIP's image tower, the same network. `model.apply({"params": params}, pixel_values)`."""
+
+    config_class: ClassVar[type[CLIPVisionConfig]] = CLIPVisionConfig
+    rule_table: ClassVar[RuleTable] = CLIP
+    params_prefix: ClassVar[str] = "vision_model/"

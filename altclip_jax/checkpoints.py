@@ -28,8 +28,8 @@ from altclip_jax.quantization.files import read_description
 from altclip_jax.quantization.leaves import dequantize as dequantize_params
 from altclip_jax.quantization.leaves import is_part, shape_leaves, split_leaves
 from altclip_jax.quantization.rules import QuantizationRule
-from altclip_jax.weights import pretrained
-from altclip_jax.weights.convert import Params, flatten, plan_reading, unflatten
+from altclip_jax.weights import folder as weights_folder
+from altclip_jax.weights.convert import Params, flatten, match_names, unflatten
 from altclip_jax.weights.readers import open_checkpoint
 
 Part = Literal["full", "text", "vision"]
@@ -91,7 +91,7 @@ def describe(source: str | os.PathLike[str], **where: Any) -> Description:
         CheckpointError: the file headers do not fit the configuration, or a file is damaged.
         OSError: there is no such folder, file or repository.
     """
-    folder = hub.fetch(source, pretrained.CONFIG, pretrained.WEIGHTS, **where)
+    folder = hub.fetch(source, weights_folder.CONFIG, weights_folder.WEIGHTS, **where)
     return read_whole(folder, lambda: _describe(str(source), folder))
 
 
@@ -112,14 +112,14 @@ def _describe(source: str, folder: Path) -> Description:
 def _summaries(folder: Path, shapes: Params, model: PretrainedModel) -> tuple[FileSummary, ...]:
     weights = weights_in(folder)
     if weights.name == ORBAX:
-        pretrained.stored_forms(folder, model, None)
+        weights_folder.stored_forms(folder, model, None)
         size = sum(file.stat().st_size for file in weights.rglob("*") if file.is_file())
         return (FileSummary(weights.name, size, len(flatten(shapes)), ()),)
     with open_checkpoint(weights) as checkpoint:
-        forms = pretrained.stored_forms(folder, model, checkpoint)
+        forms = weights_folder.stored_forms(folder, model, checkpoint)
         table, prefix = model.rule_table, model.params_prefix
         expected = unflatten(shape_leaves(flatten(shapes), forms))
-        plan_reading(checkpoint.infos, expected, table=table, prefix=prefix, subject=str(folder))
+        match_names(checkpoint.infos, expected, table=table, prefix=prefix, subject=str(folder))
         return tuple(
             FileSummary(
                 file.name,
@@ -165,7 +165,7 @@ def convert(
         CheckpointError: the source is damaged, or what was read back differs.
     """
     found, target = hub.find(source, **where), Path(target)
-    folder = found.fetch(pretrained.CONFIG)
+    folder = found.fetch(weights_folder.CONFIG)
     if target.exists() and target.resolve() == folder.resolve():
         raise ValueError(f"{target} is the checkpoint itself: name another folder for the converted one.")
     family, have = kind_of(folder)
@@ -174,7 +174,7 @@ def convert(
         raise ValueError(f"{source} holds the {have} tower alone, so no {part} model can be made of it.")
     if dequantize and (quantize is not None or read_description(folder) is None):
         raise ValueError(f"{source} cannot be dequantized: its weights are float, or are to be quantized.")
-    found.fetch(pretrained.WEIGHTS, *_PROCESSOR_PARTS[part])
+    found.fetch(weights_folder.WEIGHTS, *_PROCESSOR_PARTS[part])
     stored = _shared_dtype(folder) if dtype is None else dtype
     model_class = MODEL_CLASSES[family, part]
 
@@ -190,9 +190,9 @@ def convert(
         _verify(model_class, staged, stored, params)
 
     if form == "orbax":
-        pretrained.save_orbax(model, target, params, processor=processor, check=verify)
+        weights_folder.save_orbax(model, target, params, processor=processor, check=verify)
     else:
-        pretrained.save(model, target, params, max_shard_bytes=max_shard_bytes, processor=processor, check=verify)
+        weights_folder.save(model, target, params, max_shard_bytes=max_shard_bytes, processor=processor, check=verify)
     return describe(target)
 
 

@@ -30,8 +30,8 @@ from altclip_jax.model.text import CLIPTextTower, CLIPTextTowerWithProjection, T
 from altclip_jax.model.two_towers import TwoTowers
 from altclip_jax.model.vision import VisionTower
 from altclip_jax.quantization.leaves import is_quantized
-from altclip_jax.quantization.rules import QuantizationRule, plan_forms
-from altclip_jax.weights import pretrained
+from altclip_jax.quantization.rules import QuantizationRule, choose_forms
+from altclip_jax.weights import folder as weights_folder
 from altclip_jax.weights.convert import Params, flatten, quantize_tree, unflatten
 from altclip_jax.weights.families import ALTCLIP, CLIP
 from altclip_jax.weights.rules import RuleTable
@@ -86,7 +86,7 @@ class PretrainedModel(Part):
             ValueError: the weights cannot be quantized as asked.
             OSError: there is no such folder, file or repository, or no network.
         """
-        model, params = pretrained.load(
+        model, params = weights_folder.load(
             cls,
             source,
             dtype=dtype,
@@ -128,7 +128,7 @@ class PretrainedModel(Part):
             FileExistsError: the folder is that of a run, a store, an index or programs.
             OSError: the file system refused.
         """
-        pretrained.save(self, folder, params, dtype=dtype, max_shard_bytes=max_shard_bytes)
+        weights_folder.save(self, folder, params, dtype=dtype, max_shard_bytes=max_shard_bytes)
 
     @nn.nowrap
     def quantize_params(self, params: Params, quantize: str | Sequence[QuantizationRule]) -> Params:
@@ -143,7 +143,7 @@ class PretrainedModel(Part):
         """
         if is_quantized(params):
             raise ValueError("These parameters are quantized already: quantize the float ones they were made of.")
-        forms = plan_forms(flatten(params), quantize, self.params_prefix)
+        forms = choose_forms(flatten(params), quantize, self.params_prefix)
         return quantize_tree(params, forms, table=self.rule_table, prefix=self.params_prefix)
 
     @nn.nowrap

@@ -34,7 +34,7 @@ from altclip_jax.processing.tokenizer import load_tokenizer
 from altclip_jax.quantization.files import refuse_quantized
 from altclip_jax.weights.convert import flatten, params_from_tensors, unflatten
 from altclip_jax.weights.families import CLIP, XLM_ROBERTA
-from altclip_jax.weights.pretrained import CONFIG, WEIGHTS, save
+from altclip_jax.weights.folder import CONFIG, WEIGHTS, save
 from altclip_jax.weights.readers import open_checkpoint
 from altclip_jax.weights.rules import RuleTable
 

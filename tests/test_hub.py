@@ -20,7 +20,7 @@ from altclip_jax.processing.processor import IMAGE_PROCESSOR, TOKENIZER
 from altclip_jax.training import processes
 from altclip_jax.training.config import RunConfig
 from altclip_jax.training.run_folder import begin
-from altclip_jax.weights.pretrained import CONFIG, WEIGHTS
+from altclip_jax.weights.folder import CONFIG, WEIGHTS
 
 FILES = {path.name: path.read_bytes() for path in default_checkpoint().iterdir()}
 NOWHERE = "http://127.0.0.1:9"

@@ -24,7 +24,7 @@ from altclip_jax.processing.processor import IMAGE_PROCESSOR, TOKENIZER, AltCLIP
 from altclip_jax.quantization.rules import QuantizationRule
 from altclip_jax.weights.convert import Params, flatten
 from altclip_jax.weights.fingerprint import VERSION, Origin, fingerprint
-from altclip_jax.weights.pretrained import CONFIG, WEIGHTS, save
+from altclip_jax.weights.folder import CONFIG, WEIGHTS, save
 
 Progress = Callable[[int], None]
 
@@ -71,7 +71,7 @@ class AltCLIP:
 
         model, params, processor, origin = read_whole(folder, read)
         clip = cls(model, params, processor, name="embedded default" if source is None else str(source))
-        clip._origin = origin.told_of(params)
+        clip._origin = origin.remember(params)
         return clip
 
     def save_pretrained(

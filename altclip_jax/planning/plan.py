@@ -34,7 +34,7 @@ from altclip_jax.training.stages import check_widths, contrastive_objective
 from altclip_jax.training.state import TrainState, split
 from altclip_jax.training.steps import build_step, model_flops
 from altclip_jax.weights.convert import Params
-from altclip_jax.weights.pretrained import CONFIG
+from altclip_jax.weights.folder import CONFIG
 
 # Machine code that nobody runs need not be fast: half the time to compile, and the same program in every number here.
 _NEVER_RUN = {"xla_backend_optimization_level": 0, "xla_llvm_disable_expensive_passes": True}

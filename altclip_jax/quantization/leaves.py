@@ -132,14 +132,9 @@ def _take(table: Array, ids: Array, outside: float) -> Array:
     return jnp.take(table, ids, axis=0, mode="fill", fill_value=outside)
 
 
-def as_array(leaf: Any) -> Any:
-    """Returns the array of a leaf, whether or not it is stored in few bits."""
-    return leaf.dequantize() if isinstance(leaf, QuantizedArray) else leaf
-
-
 def split_leaves(tree: Any) -> dict[str, Any]:
     """Returns a tree of plain arrays: a dict of its parts in the place of each quantized leaf."""
-    found: dict[str, Any] = _map(tree, lambda leaf: _parts_of(leaf) if isinstance(leaf, QuantizedArray) else leaf)
+    found: dict[str, Any] = _map(tree, lambda leaf: _parts_of(leaf) if _is_leaf(leaf) else leaf)
     return found
 
 
@@ -183,12 +178,12 @@ def _shape_leaf(path: str, leaf: Any, form: Form) -> QuantizedArray:
 
 def is_quantized(tree: Any) -> bool:
     """Tells whether some leaf of a tree is stored in few bits."""
-    return any(isinstance(leaf, QuantizedArray) for leaf in _leaves(tree))
+    return any(_is_leaf(leaf) for leaf in jax.tree.leaves(tree, is_leaf=_is_leaf))
 
 
 def dequantize(tree: Any) -> dict[str, Any]:
     """Returns a tree of float arrays, which takes the memory that these take."""
-    found: dict[str, Any] = _map(tree, as_array)
+    found: dict[str, Any] = _map(tree, lambda leaf: leaf.dequantize() if _is_leaf(leaf) else leaf)
     return found
 
 
@@ -198,10 +193,6 @@ def _is_leaf(value: Any) -> bool:
 
 def _map(tree: Any, function: Callable[[Any], Any]) -> Any:
     return jax.tree.map(function, tree, is_leaf=_is_leaf)
-
-
-def _leaves(tree: Any) -> list[Any]:
-    return jax.tree.leaves(tree, is_leaf=_is_leaf)
 
 
 def _register(kind: type[QuantizedArray], *data: str) -> None:

@@ -86,7 +86,7 @@ def quantization_rules(scheme: str, group_size: int | None = None) -> tuple[Quan
     return (layers, _TABLES, QuantizationRule(_ENDS, "int8"), _FLOAT)
 
 
-def plan_forms(
+def choose_forms(
     shapes: Mapping[str, Any], quantize: str | Sequence[QuantizationRule], prefix: str = ""
 ) -> dict[str, Form]:
     """Returns how each parameter that is stored in few bits is stored.

@@ -22,7 +22,7 @@ from altclip_jax.training.config import CheckpointSettings, RunConfig
 from altclip_jax.training.description import Files, describe, differences, read_description, with_own_past
 from altclip_jax.training.state import TrainState
 from altclip_jax.weights.convert import Params
-from altclip_jax.weights.pretrained import orbax_shapes
+from altclip_jax.weights.folder import orbax_shapes
 
 
 class _Manager(ocp.CheckpointManager):  # type: ignore[misc]

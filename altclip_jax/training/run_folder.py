@@ -38,7 +38,7 @@ from altclip_jax.training.processes import find, whole
 from altclip_jax.training.state import merge, split
 from altclip_jax.weights.convert import Params
 from altclip_jax.weights.fingerprint import VERSION, fingerprint, version_of
-from altclip_jax.weights.pretrained import CONFIG, WEIGHTS, save
+from altclip_jax.weights.folder import CONFIG, WEIGHTS, save
 
 _FAMILIES: dict[str, type[TwoTowerModel]] = {"altclip": AltCLIPModel, "clip": CLIPModel}
 # What a run writes into its folder, and replaces; the rest of it is left alone.

@@ -40,7 +40,7 @@ from altclip_jax.training.processes import find
 from altclip_jax.training.run_folder import load_locked, require_teacher
 from altclip_jax.training.state import TrainState, merge
 from altclip_jax.weights.convert import Params
-from altclip_jax.weights.pretrained import CONFIG, WEIGHTS
+from altclip_jax.weights.folder import CONFIG, WEIGHTS
 
 Say = Callable[[str], None]
 Evaluate = Callable[[TrainState], dict[str, float]]

@@ -89,12 +89,11 @@ def params_from_tensors(
         CheckpointError: tensors are missing, unexpected, of a wrong shape or dtype, given twice, or hold numbers too
             large for the dtype; all are named.
     """
-    plan = plan_reading(infos, expected, table=table, prefix=prefix, subject=subject)
     wanted, forms = flatten(split_leaves(expected)), forms or {}
     places: dict[str, Any] = {} if shardings is None else flatten(split_leaves(shardings))
     made: Params = {}
     faults: list[str] = []
-    for path, name, transform in plan:
+    for path, name, transform in match_names(infos, expected, table=table, prefix=prefix, subject=subject):
         one = functools.partial(read, name)
         target = np.dtype(wanted[path].dtype if is_part(path) else dtype)
         try:
@@ -198,7 +197,7 @@ def _size_of(box: Box) -> int:
     return math.prod(end - begin for begin, end in box)
 
 
-def plan_reading(
+def match_names(
     infos: Mapping[str, TensorInfo],
     expected: Mapping[str, Any],
     *,

@@ -81,7 +81,7 @@ class Origin:
         self._folder, self._how, self._state = folder, how, _state_of(folder)
         self._arrays: dict[str, Any] = {}
 
-    def told_of(self, params: Params) -> Origin:
+    def remember(self, params: Params) -> Origin:
         """Remembers what was read, unless the files have changed meanwhile or just before; returns itself."""
         changed = max((max(times) for _, _, _, *times in self._state), default=0)
         if self._is_as_it_was() and time.time_ns() - changed > _SETTLED:

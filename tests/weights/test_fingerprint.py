@@ -13,7 +13,7 @@ from altclip_jax import AltCLIP, AltCLIPModel
 from altclip_jax.assets import default_checkpoint
 from altclip_jax.parallel import make_mesh, param_shardings
 from altclip_jax.weights import fingerprint as fingerprints
-from altclip_jax.weights import pretrained
+from altclip_jax.weights import folder as weights_folder
 from altclip_jax.weights.convert import flatten
 from altclip_jax.weights.fingerprint import fingerprint
 
@@ -83,7 +83,7 @@ def clip():
 def test_it_does_not_know_which_files_parameters_came_from(clip, tmp_path):
     model, wanted = clip.model, clip.fingerprint()
     model.save_pretrained(tmp_path / "shards", clip.params, max_shard_bytes=1_000_000)
-    pretrained.save_orbax(model, tmp_path / "orbax", clip.params)
+    weights_folder.save_orbax(model, tmp_path / "orbax", clip.params)
     for name in ("shards", "orbax"):
         assert fingerprint(AltCLIPModel.from_pretrained(tmp_path / name)[1]) == wanted
     mesh = make_mesh(data=2, fsdp=2, tensor=2)

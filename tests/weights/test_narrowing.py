@@ -15,7 +15,7 @@ from altclip_jax.assets import default_checkpoint
 from altclip_jax.checkpoints import convert
 from altclip_jax.quantization.narrowing import NarrowingError, narrow
 from altclip_jax.weights.convert import flatten, unflatten
-from altclip_jax.weights.pretrained import save_orbax
+from altclip_jax.weights.folder import save_orbax
 
 LARGE = {
     "text_projection/kernel": 70000.0,

@@ -27,7 +27,7 @@ from altclip_jax.checkpoints import convert
 from altclip_jax.pretrained import PretrainedModel
 from altclip_jax.weights import families, rules
 from altclip_jax.weights.convert import flatten
-from altclip_jax.weights.pretrained import save_orbax
+from altclip_jax.weights.folder import save_orbax
 
 DEFAULT = default_checkpoint()
 TEACHER = Path(__file__).parents[2] / "recipes" / "emoji" / "teacher"

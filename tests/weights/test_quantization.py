@@ -9,7 +9,7 @@ from altclip_jax.quantization.leaves import shape_leaves
 from altclip_jax.quantization.rules import (
     Form,
     QuantizationRule,
-    plan_forms,
+    choose_forms,
     quantization_rules,
 )
 from altclip_jax.weights.convert import flatten
@@ -37,7 +37,7 @@ def test_every_parameter_of_every_family_has_one_rule_and_every_rule_a_parameter
     used = set()
     for path, leaf in {path: leaf for shapes in families for path, leaf in shapes.items()}.items():
         alone = {path: leaf}
-        plan_forms(alone, scheme)
+        choose_forms(alone, scheme)
         found = [rule for rule in quantization_rules(scheme) if not _refused(alone, rule)]
         assert len(found) == 1, path
         used |= set(found)
@@ -46,14 +46,14 @@ def test_every_parameter_of_every_family_has_one_rule_and_every_rule_a_parameter
 
 def _refused(shapes, rule):
     try:
-        plan_forms(shapes, [rule])
+        choose_forms(shapes, [rule])
     except ValueError:
         return True
     return False
 
 
 def test_in_full_size_layers_are_int4_in_groups_of_128_and_vectors_float():
-    forms = plan_forms(FULL, "int4")
+    forms = choose_forms(FULL, "int4")
     assert {form for path, form in forms.items() if "/layer_" in path} == {Form("int4", 128)}
     assert sum("/layer_" in path for path in forms) == 48 * 6
     rest = {path for path, form in forms.items() if form == Form("int8")}
@@ -64,7 +64,7 @@ def test_in_full_size_layers_are_int4_in_groups_of_128_and_vectors_float():
         "class_embedding",
         "logit_scale",
     }
-    assert set(plan_forms(FULL, "int8").values()) == {Form("int8")}
+    assert set(choose_forms(FULL, "int8").values()) == {Form("int8")}
 
 
 @pytest.mark.parametrize(
@@ -78,16 +78,16 @@ def test_in_full_size_layers_are_int4_in_groups_of_128_and_vectors_float():
     ],
 )
 def test_where_128_does_not_divide_groups_are_smaller_and_else_int8(width, query, down):
-    forms = plan_forms(small(width), "int4")
+    forms = choose_forms(small(width), "int4")
     assert forms["text_model/layer_0/attention/query/kernel"] == query
     assert forms["vision_model/layer_0/mlp/down/kernel"] == down
 
 
 def test_a_group_size_that_is_named_is_kept_or_refused():
     shapes = small(192)
-    assert set(plan_forms(shapes, quantization_rules("int4", 96)).values()) == {Form("int8"), Form("int4", 96)}
+    assert set(choose_forms(shapes, quantization_rules("int4", 96)).values()) == {Form("int8"), Form("int4", 96)}
     with pytest.raises(ValueError, match="groups of 128 do not divide the input axis of text_model/layer_0") as caught:
-        plan_forms(shapes, quantization_rules("int4", 128))
+        choose_forms(shapes, quantization_rules("int4", 128))
     assert str(caught.value).count("\n") == 2 * 5  # down, whose input axis is 768, can
     for size in (0, 7, -2):
         with pytest.raises(ValueError, match="positive even numbers"):
@@ -108,32 +108,32 @@ def test_a_group_size_that_is_named_is_kept_or_refused():
 )
 def test_rules_that_do_not_fit_are_named(rules, words):
     with pytest.raises(ValueError, match="cannot be quantized by these rules") as caught:
-        plan_forms(FULL, [*rules, *(quantization_rules("int8") if words[:7] != "no rule" else ())])
+        choose_forms(FULL, [*rules, *(quantization_rules("int8") if words[:7] != "no rule" else ())])
     assert words in str(caught.value)
 
 
 def test_unknown_schemes_are_refused():
     with pytest.raises(ValueError, match="quantize='int3' is not one of int8, int4"):
-        plan_forms(FULL, "int3")
+        choose_forms(FULL, "int3")
     with pytest.raises(ValueError, match="'fp4' of the rule"):
         QuantizationRule(".*", "fp4")
     with pytest.raises(TypeError, match="QuantizationRules"):
-        plan_forms(FULL, [("a", "int8")])
+        choose_forms(FULL, [("a", "int8")])
 
 
 def test_own_rules_come_before_those_of_a_scheme():
     rules = (QuantizationRule(r"vision_model/layer_\d+/.*/kernel", "float"), *quantization_rules("int4"))
-    forms = plan_forms(FULL, rules)
+    forms = choose_forms(FULL, rules)
     assert not any(path.startswith("vision_model/layer_") for path in forms)
     assert forms["text_model/layer_3/mlp/up/kernel"] == Form("int4", 128)
     # a tower's paths are those of a full model
     text = {path.removeprefix("text_model/"): leaf for path, leaf in FULL.items() if path.startswith("text_model/")}
-    assert plan_forms(text, "int4", "text_model/")["layer_3/mlp/up/kernel"] == Form("int4", 128)
+    assert choose_forms(text, "int4", "text_model/")["layer_3/mlp/up/kernel"] == Form("int4", 128)
 
 
 def test_in_full_size_the_bytes_are_within_the_targets():
     floats = sum(4 * leaf.size for leaf in FULL.values())
     for scheme, share in (("int8", 0.30), ("int4", 0.175)):
-        shapes = shape_leaves(FULL, plan_forms(FULL, scheme))
+        shapes = shape_leaves(FULL, choose_forms(FULL, scheme))
         size = sum(part.size * np.dtype(part.dtype).itemsize for part in jax.tree.leaves(shapes))
         assert size <= share * floats

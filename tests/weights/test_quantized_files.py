@@ -29,7 +29,7 @@ from altclip_jax.quantization.rules import quantization_rules
 from altclip_jax.training.config import RunConfig
 from altclip_jax.training.loop import train
 from altclip_jax.weights.convert import flatten
-from altclip_jax.weights.pretrained import save_orbax
+from altclip_jax.weights.folder import save_orbax
 
 ROOT = Path(__file__).parents[2]
 DEFAULT = default_checkpoint()

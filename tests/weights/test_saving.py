@@ -24,7 +24,7 @@ from altclip_jax.assets import default_checkpoint
 from altclip_jax.checkpoints import convert, describe
 from altclip_jax.files.hub import find
 from altclip_jax.weights.convert import flatten
-from altclip_jax.weights.pretrained import save_orbax
+from altclip_jax.weights.folder import save_orbax
 
 DEFAULT = default_checkpoint()
 XLMR = Path(__file__).parents[1] / "data" / "xlmr"

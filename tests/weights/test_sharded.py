@@ -21,7 +21,7 @@ from altclip_jax import (
 )
 from altclip_jax.assets import default_checkpoint
 from altclip_jax.weights.convert import flatten
-from altclip_jax.weights.pretrained import save_orbax
+from altclip_jax.weights.folder import save_orbax
 from altclip_jax.weights.stored_file import StoredFile
 
 DEFAULT = default_checkpoint()

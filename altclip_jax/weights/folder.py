@@ -39,7 +39,7 @@ from altclip_jax.quantization.files import (
 )
 from altclip_jax.quantization.leaves import is_part, join_leaves, shape_leaves, split_leaves
 from altclip_jax.quantization.narrowing import NarrowingError, reaches_further, refuse_infinite, too_large
-from altclip_jax.quantization.rules import Form, QuantizationRule, plan_forms
+from altclip_jax.quantization.rules import Form, QuantizationRule, choose_forms
 from altclip_jax.weights import rules
 from altclip_jax.weights.convert import (
     Params,
@@ -138,7 +138,7 @@ def _forms_to_make(
             f"{folder} is quantized already ({say_counts(described.get('tensors'))}): leave out quantize={quantize!r},"
             " or start from the float checkpoint."
         )
-    forms = plan_forms(shapes, quantize, prefix)
+    forms = choose_forms(shapes, quantize, prefix)
     if weights_in(folder).name == ORBAX:
         raise ValueError(
             f"{folder} is an orbax checkpoint, which is not quantized while it is read: make safetensors of it with"

@@ -18,9 +18,8 @@ from altclip_jax.corpus.forms import Rows, require
 from altclip_jax.corpus.items import Corpus
 from altclip_jax.corpus.spool import NAME as STANDARD_INPUT
 from altclip_jax.corpus.store import DESCRIPTION, Description, Kind, Store
-from altclip_jax.data.ahead import Ahead, in_batches
 from altclip_jax.data.augment import Augmentation
-from altclip_jax.data.batches import keep_tokenizers_single
+from altclip_jax.data.batches import Ahead, in_batches, keep_tokenizers_single
 from altclip_jax.data.pixels import Pixels
 from altclip_jax.data.samples import Caption, SampleError
 from altclip_jax.files.lock import hold_together

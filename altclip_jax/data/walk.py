@@ -8,9 +8,8 @@ from typing import Any, TypeVar
 
 import numpy as np
 
-from altclip_jax.data.ahead import Ahead, in_batches
 from altclip_jax.data.bad_samples import BadSamples
-from altclip_jax.data.batches import Fault, HostBatch, Loaded, host_batch, keep_tokenizers_single
+from altclip_jax.data.batches import Ahead, Fault, HostBatch, Loaded, host_batch, in_batches, keep_tokenizers_single
 from altclip_jax.data.samples import SampleError
 from altclip_jax.data.sources import Mixture
 
@@ -26,8 +25,8 @@ def walk(
     example: Callable[[Job], int],
     batch_size: int,
     *,
-    threads: int,
-    bad_samples: BadSamples | None,
+    threads: int = 4,
+    bad_samples: BadSamples | None = None,
     share: Share = (0, 1),
 ) -> Iterator[HostBatch]:
     """Yields batches of what `load` gives for each job, without bad samples; the last is smaller.

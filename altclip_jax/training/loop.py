@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import math
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
@@ -12,13 +13,12 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from altclip_jax.data.batches import HostBatch
+from altclip_jax.data.batches import Batches, HostBatch
 from altclip_jax.distributed import Concern, OtherProcessError, OtherSamplesError, Stopped, Watch, watched
 from altclip_jax.training.checkpoint import CheckpointStore
 from altclip_jax.training.config import RunConfig
 from altclip_jax.training.description import Files, describe, files_of
 from altclip_jax.training.evaluate import summary
-from altclip_jax.training.feeding import Coming
 from altclip_jax.training.flops import measured_peak
 from altclip_jax.training.interrupt import StopRequest
 from altclip_jax.training.log import RunLog, Throughput
@@ -125,21 +125,21 @@ class _Loop:
         step = int(state.step)
         pending: list[tuple[HostBatch, dict[str, jax.Array]]] = []
         concern, measured = Concern.NONE, True
-        with self._run.feed(step) as batches, self._profiler() as profile, self._watch.telling():
+        with self._run.batches(step) as batches, self._profiler() as profile, self._watch.telling():
             if step and self._due(step)[1] and step not in self._log.evaluations:  # it was interrupted there
                 found, concern = self._evaluated(step, state)
                 measured = found is not None or self._run.evaluate is None
                 if found is not None:
                     self._store.measured({step: found})
-            coming = Coming(iter(batches))
-            concern = max(concern, agreement.ask(self._concern(coming), coming.ids)())
+            concern = max(concern, self._ask(agreement, batches)())
             while step < config.steps and not concern:
-                batch, arrays = coming.take(last=step + 1 == config.steps)
+                batch = next(batches)
                 if not self._flops:
-                    self._flops = self._run.flops(arrays)
+                    self._flops = self._run.flops(batch.placed)
                 profile(step + 1, pending)
-                agreed = agreement.ask(self._concern(coming), coming.ids)
-                state, metrics = self._run.step(state, arrays)
+                agreed = self._ask(agreement, batches)
+                state, metrics = self._run.step(state, batch.placed)
+                batch = dataclasses.replace(batch, placed={})  # the devices need it no longer than the step
                 step += 1
                 pending.append((batch, metrics))
                 if len(pending) > 1:  # one step may be under way while the next is prepared
@@ -161,13 +161,13 @@ class _Loop:
                             self._store.save(step, state, self._run.description, found)
                             self._saved = step
                 self._store.check_written()
-                concern = max(concern, agreement.at_once(self._concern(coming)))
+                concern = max(concern, agreement.at_once(self._concern(batches)))
             early = concern != Concern.NONE and (step < config.steps or not measured)
             if early:
                 self._keep(step, state, pending)  # whatever is the matter, it is not the state
             self._store.wait()
-            if coming.error is not None:
-                raise coming.error
+            if batches.error is not None:
+                raise batches.error
         if concern == Concern.OTHER_SAMPLES:
             raise OtherSamplesError
         if concern == Concern.CANNOT_READ:
@@ -175,8 +175,13 @@ class _Loop:
         stopped = self._stop.name if early else None
         return Outcome(step, config.steps, stopped, {**self._metrics, **self._speed()}, None)
 
-    def _concern(self, coming: Coming) -> Concern:
-        if coming.error is not None:
+    def _ask(self, agreement: Agreement, batches: Batches) -> Callable[[], Concern]:
+        """Places the next batch, and asks whether all processes can go on with it."""
+        coming = batches.peek()
+        return agreement.ask(self._concern(batches), None if coming is None else coming.ids)
+
+    def _concern(self, batches: Batches) -> Concern:
+        if batches.error is not None:
             return Concern.CANNOT_READ
         return Concern.ASKED_TO_STOP if self._stop.asked() else Concern.NONE
 
@@ -301,9 +306,9 @@ def _dry_run(config: RunConfig, folder: Path, quiet: bool) -> Outcome:
     with RunLog(folder, first_step=0, steps=1, tensorboard=config.logging.tensorboard, quiet=quiet) as log:
         run = build(config, folder, files_of(config.data.train), resumed=False, storing=False, say=log.say)
         state = run.first_state()
-        with run.feed(0) as batches:
-            batch, arrays = next(iter(batches))
-            state, metrics = run.step(state, arrays)
+        with run.batches(0) as batches:
+            batch = next(batches)
+            state, metrics = run.step(state, batch.placed)
         values = {name: float(np.asarray(value)) for name, value in metrics.items()}
         if not values["finite"]:
             raise NotFinite(

@@ -14,12 +14,13 @@ import optax
 from jax.sharding import Mesh
 
 from altclip_jax import parallel
+from altclip_jax.data.bad_samples import BadSamples
+from altclip_jax.data.batches import IDS, Batches
 from altclip_jax.pretrained import TwoTowerModel
 from altclip_jax.sweep import Sweep
 from altclip_jax.training import stages
 from altclip_jax.training.config import RunConfig
 from altclip_jax.training.description import Files, describe
-from altclip_jax.training.feeding import Feeder, feed
 from altclip_jax.training.interrupt import StopRequest
 from altclip_jax.training.optimizer import make_schedule
 from altclip_jax.training.run_folder import begin, open_model
@@ -39,11 +40,11 @@ class Run:
     model: TwoTowerModel
     abstract: TrainState  # shapes, dtypes and places of the state
     first_state: Callable[[], TrainState]
-    step: Callable[[TrainState, dict[str, np.ndarray]], tuple[TrainState, dict[str, jax.Array]]]  # takes the state away
-    feed: Callable[[int], Feeder]  # from a step on
+    step: Callable[[TrainState, dict[str, jax.Array]], tuple[TrainState, dict[str, jax.Array]]]  # takes the state away
+    batches: Callable[[int], Batches]  # from a step on, placed on the mesh
     evaluate: Evaluate | None  # None without data for it
     schedule: optax.Schedule
-    flops: Callable[[dict[str, np.ndarray]], float]  # of a step with such a batch, see `model_flops`
+    flops: Callable[[dict[str, jax.Array]], float]  # of a step with such a batch, see `model_flops`
 
 
 def build(
@@ -92,11 +93,25 @@ def build(
 
     built = build_step(config, model, mesh, parts.objective, trained_shapes)
 
-    def step(state: TrainState, arrays: dict[str, np.ndarray]) -> tuple[TrainState, dict[str, jax.Array]]:
-        done: tuple[TrainState, dict[str, jax.Array]] = built.function(
-            state, parts.locked, parts.helper, parallel.place_batch(mesh, arrays, config.batch_size, mine)
+    def place(arrays: dict[str, np.ndarray]) -> dict[str, jax.Array]:
+        whole = arrays if parts.lookup is None else parts.lookup.add(arrays)
+        taken = {name: rows for name, rows in whole.items() if name not in IDS}
+        return parallel.place_batch(mesh, taken, config.batch_size, mine)
+
+    def batches(first_step: int) -> Batches:
+        data = config.data
+        return Batches(
+            parts.stream,
+            config.batch_size,
+            first_step=first_step,
+            last_step=config.steps,
+            rows=mine,
+            threads=data.threads,
+            prefetch=data.prefetch,
+            # where it does not lead another process names them
+            bad_samples=BadSamples(folder / "bad_samples.jsonl", max_bad_share=data.max_bad_share, logs=leads),
+            place=place,
         )
-        return done
 
     def first_state() -> TrainState:
         nonlocal trained
@@ -104,11 +119,6 @@ def build(
             raise ValueError("A resumed run has no first state: it goes on from its checkpoint.")
         here, trained = trained, None  # or it would stay on its devices for the whole run
         return built.make_state(here)
-
-    def flops(arrays: dict[str, np.ndarray]) -> float:
-        abstract: Any = jax.ShapeDtypeStruct
-        batch = {name: abstract((config.batch_size, *rows.shape[1:]), rows.dtype) for name, rows in arrays.items()}
-        return model_flops(parts.objective, trained_shapes, parts.locked, parts.helper, batch)
 
     return Run(
         config=config,
@@ -118,11 +128,9 @@ def build(
         model=model,
         abstract=built.state,
         first_state=first_state,
-        step=step,
-        feed=lambda first: feed(
-            parts.stream, config, folder, first_step=first, rows=mine, lookup=parts.lookup, logs=leads
-        ),
+        step=lambda state, arrays: built.function(state, parts.locked, parts.helper, arrays),
+        batches=batches,
         evaluate=parts.evaluate,
         schedule=make_schedule(config.optimizer, config.steps),
-        flops=flops,
+        flops=lambda arrays: model_flops(parts.objective, trained_shapes, parts.locked, parts.helper, arrays),
     )

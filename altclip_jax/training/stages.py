@@ -16,11 +16,9 @@ from jax.sharding import Mesh
 from jaxtyping import Int
 
 from altclip_jax.data.bad_samples import BadSamples
-from altclip_jax.data.batches import Stream
-from altclip_jax.data.image_text_stream import ImageTextStream
 from altclip_jax.data.samples import ImageTextSource
 from altclip_jax.data.sources import Mixture
-from altclip_jax.data.text_pair_stream import TextPairStream
+from altclip_jax.data.streams import ImageTextStream, Stream, TextPairStream
 from altclip_jax.distributed import from_first, is_first, together
 from altclip_jax.evaluation.collection import collect
 from altclip_jax.files.checkpoint_folder import read_whole
@@ -34,11 +32,11 @@ from altclip_jax.training.config import RunConfig, SourceSettings
 from altclip_jax.training.description import features_of, read_features_of
 from altclip_jax.training.evaluate import image_text_metrics, text_pair_metrics
 from altclip_jax.training.features import Features, Pieces, computed_once
-from altclip_jax.training.feeding import Lookup, image_text_stream, text_pair_stream
 from altclip_jax.training.objectives import Contrastive, Objective, TeacherLearning
 from altclip_jax.training.processes import find
 from altclip_jax.training.run_folder import load_locked, require_teacher
 from altclip_jax.training.state import TrainState, merge
+from altclip_jax.training.streams import Lookup, image_text_stream, text_pair_stream
 from altclip_jax.weights.convert import Params
 from altclip_jax.weights.folder import CONFIG, WEIGHTS
 
@@ -128,7 +126,7 @@ class Parts:
     """
 
     objective: Objective
-    stream: Stream
+    stream: Stream[Any]
     lookup: Lookup | None
     locked: Params
     helper: Params
@@ -212,7 +210,7 @@ def _image_text_evaluation(
     images = sweep.encoder(objective.images)
     all_images, inputs = stream.all_pictures, ["pixel_values"]
     if lookup is not None:
-        all_images, inputs = lookup.added_to(stream.all_pictures), [lookup.name]
+        all_images, inputs = lookup.add_to(stream.all_pictures), [lookup.name]
     things = builder.things(stream.mixture)
 
     def evaluate(state: TrainState) -> dict[str, float]:

@@ -275,9 +275,9 @@ def measure(folder: Path, run_folder: Path, stage: str, axes: dict[str, int], st
     assert run.evaluate is not None
     metrics = run.evaluate(state)
     losses, gradient = [], {}
-    with run.feed(0) as batches:
-        for _, arrays in itertools.islice(batches, steps):
-            state, told = run.step(state, arrays)
+    with run.batches(0) as batches:
+        for batch in itertools.islice(batches, steps):
+            state, told = run.step(state, batch.placed)
             losses.append(float(told["loss"]))
             if not gradient:  # the first momentum is the first gradient
                 momentum = optax.tree.get(state.opt_state, "trace")

@@ -6,11 +6,10 @@ import numpy as np
 import pytest
 
 from altclip_jax.data.bad_samples import BadSamples, TooManyBadSamples
-from altclip_jax.data.image_text_stream import ImageTextStream
-from altclip_jax.data.loader import Loader
+from altclip_jax.data.batches import Batches
 from altclip_jax.data.samples import SampleError
 from altclip_jax.data.sources import SourceSpec, open_sources
-from altclip_jax.data.text_pair_stream import TextPairStream
+from altclip_jax.data.streams import ImageTextStream, TextPairStream
 
 
 def fault(number):
@@ -55,8 +54,8 @@ def test_every_kind_of_bad_sample_is_replaced_named_and_logged_once(broken, proc
     log = tmp_path / "logs" / "bad.jsonl"
     stream = ImageTextStream(broken, processor, seed=0, max_length=8)
     bad = BadSamples(log)
-    with Loader(stream, 17, last_step=5, bad_samples=bad) as loader:
-        for batch in loader:
+    with Batches(stream, 17, last_step=5, bad_samples=bad) as loaded:
+        for batch in loaded:
             assert (batch.arrays["example"] < 8).all()
             assert batch.arrays["pixel_values"].shape[0] == 17
     assert bad.read == 17
@@ -71,14 +70,14 @@ def test_bad_samples_are_the_same_for_any_threads_and_a_resumed_run_logs_only_ne
     counts = []
     for threads in (1, 5):
         bad = BadSamples()
-        with Loader(stream, 4, last_step=3, threads=threads, bad_samples=bad) as loader:
-            list(loader)
+        with Batches(stream, 4, last_step=3, threads=threads, bad_samples=bad) as loaded:
+            list(loaded)
         counts.append((list(bad.names), bad.read))
     assert counts[0] == counts[1]
     log = tmp_path / "bad.jsonl"
     for first in (0, 2):
-        with Loader(stream, 4, first_step=first, last_step=5, bad_samples=BadSamples(log)) as loader:
-            list(loader)
+        with Batches(stream, 4, first_step=first, last_step=5, bad_samples=BadSamples(log)) as loaded:
+            list(loaded)
         names = [line["sample"] for line in logged(log)]
         assert len(names) == len(set(names))
 
@@ -158,11 +157,11 @@ def test_too_many_bad_samples_stop_the_loader_in_their_turn(processor, image_set
     sources = open_images(image_set(30, bad=range(12)))
     stream = ImageTextStream(sources, processor, seed=0, max_length=8)
     taken = []
-    with Loader(stream, 3, last_step=10, bad_samples=BadSamples(max_bad_share=0.01)) as loader:
+    with Batches(stream, 3, last_step=10, bad_samples=BadSamples(max_bad_share=0.01)) as loaded:
         with pytest.raises(TooManyBadSamples, match=r"set\.jsonl:\d+: the picture \d+\.png is not a picture"):
-            taken.extend(loader)
+            taken.extend(loaded)
         assert 3 < len(taken) < 10
-        assert list(loader) == []
+        assert list(loaded) == []
 
 
 def test_a_source_with_nothing_but_bad_samples_stops_the_loader(processor, image_set, open_images, tmp_path):
@@ -172,7 +171,7 @@ def test_a_source_with_nothing_but_bad_samples_stops_the_loader(processor, image
     with pytest.raises(
         TooManyBadSamples, match=r"In step 1, .* and all that were tried in its place are bad"
     ) as caught:
-        list(Loader(stream, 3, bad_samples=BadSamples(log, max_bad_share=0.5)))
+        list(Batches(stream, 3, bad_samples=BadSamples(log, max_bad_share=0.5)))
     assert "0.png is not a picture" in str(caught.value)
     assert len(logged(log)) == 5
     with pytest.raises(SampleError, match="is not a picture"):
@@ -189,14 +188,14 @@ def test_what_was_found_damaged_at_the_start_is_logged_and_judged_by_all_samples
     sources = open_sources([SourceSpec(path=str(tmp_path / "*.tar"))], "image_text")
     stream = ImageTextStream(sources, processor, seed=0, max_length=8)
     log = tmp_path / "bad.jsonl"
-    with Loader(stream, 4, last_step=2, bad_samples=BadSamples(log, max_bad_share=0.011)) as loader:
-        list(loader)
+    with Batches(stream, 4, last_step=2, bad_samples=BadSamples(log, max_bad_share=0.011)) as loaded:
+        list(loaded)
     assert {line["sample"] for line in logged(log)} == {str(tmp_path / f"{shard}.tar") for shard in range(11)}
     walked = BadSamples(max_bad_share=0.011)
     assert sum(len(batch.names) for batch in stream.all_captions(8, bad_samples=walked)) == 22
     assert len(walked.names) == 11
     with pytest.raises(TooManyBadSamples, match="11 of 22 samples"):
-        Loader(stream, 4, bad_samples=BadSamples(max_bad_share=0.01))
+        Batches(stream, 4, bad_samples=BadSamples(max_bad_share=0.01))
 
 
 def test_what_was_found_damaged_at_the_start_does_not_count_twice():
@@ -224,8 +223,8 @@ def test_bad_pairs_are_replaced(tmp_path, processor):
     sources = open_sources([SourceSpec(path=str(tmp_path / "a.tsv"))], "text_pairs")
     stream = TextPairStream(sources, processor.tokenizer, processor.tokenizer, seed=0, max_length=8)
     bad = BadSamples()
-    with Loader(stream, 9, last_step=2, bad_samples=bad) as loader:
-        assert all((batch.arrays["example"] < 6).all() for batch in loader)
+    with Batches(stream, 9, last_step=2, bad_samples=bad) as loaded:
+        assert all((batch.arrays["example"] < 6).all() for batch in loaded)
     assert sorted(bad.names) == [f"{tmp_path}/a.tsv:{line}" for line in (7, 8, 9)]
     assert len(list(stream.all_sources(2))) == 3
 
@@ -239,7 +238,7 @@ def test_a_failing_machine_is_no_bad_sample(tmp_path, processor, image_set, open
     monkeypatch.setattr("pathlib.Path.read_bytes", fails)
     stream = ImageTextStream(sources, processor, seed=0, max_length=8)
     with pytest.raises(OSError, match="Input/output error"):
-        next(Loader(stream, 3))
+        next(Batches(stream, 3))
 
 
 def test_a_log_that_cannot_be_written_is_an_error(tmp_path):

@@ -9,11 +9,10 @@ import time
 import numpy as np
 import pytest
 
-from altclip_jax.data.ahead import Ahead
 from altclip_jax.data.augment import Augmentation
-from altclip_jax.data.image_text_stream import ImageTextStream
-from altclip_jax.data.loader import Loader
+from altclip_jax.data.batches import Ahead, Batches
 from altclip_jax.data.order import Order
+from altclip_jax.data.streams import ImageTextStream
 
 BATCH = 6
 
@@ -35,8 +34,8 @@ def stream(processor, image_set, open_images):
 
 def batches(stream, **options):
     options = {"last_step": 6, **options}
-    with Loader(stream, BATCH, **options) as loader:
-        return list(loader)
+    with Batches(stream, BATCH, **options) as loaded:
+        return list(loaded)
 
 
 def test_batches_come_in_order_and_are_what_the_stream_prepares(stream):
@@ -107,9 +106,9 @@ def test_another_seed_gives_other_batches(processor, image_set, open_images):
 )
 def test_numbers_out_of_range_are_refused(stream, options, what):
     with pytest.raises(ValueError, match=what):
-        Loader(stream, BATCH, **options)
+        Batches(stream, BATCH, **options)
     with pytest.raises(ValueError, match="batch_size=0"):
-        Loader(stream, 0)
+        Batches(stream, 0)
 
 
 @pytest.mark.parametrize(("before", "after"), [(None, "false"), ("true", "true")])
@@ -131,27 +130,27 @@ def data_threads():
 
 def test_nothing_is_made_further_ahead_than_asked_for(stream):
     planned = []
-    plan = stream.plan
-    stream.plan = lambda step, rows, size: planned.append(step) or plan(step, rows, size)
-    with Loader(stream, BATCH, prefetch=2) as loader:
+    choose = stream.choose
+    stream.choose = lambda step, rows, size: planned.append(step) or choose(step, rows, size)
+    with Batches(stream, BATCH, prefetch=2) as loaded:
         for step in range(3):
-            next(loader)
+            next(loaded)
             assert planned == list(range(step + 4))
 
 
 def test_an_endless_loader_stops_when_it_is_closed(stream):
-    with Loader(stream, BATCH) as loader:
-        next(loader)
+    with Batches(stream, BATCH) as loaded:
+        next(loaded)
         assert data_threads()
     assert not data_threads()
-    assert list(loader) == []
-    loader.close()
+    assert list(loaded) == []
+    loaded.close()
 
 
 def test_an_endless_loader_begins_where_it_is_told(stream):
-    with Loader(stream, BATCH, first_step=3) as loader:
+    with Batches(stream, BATCH, first_step=3) as loaded:
         for step in range(3, 6):
-            same(next(loader), batches(stream)[step])
+            same(next(loaded), batches(stream)[step])
 
 
 def test_closing_waits_for_no_more_than_what_is_being_done():

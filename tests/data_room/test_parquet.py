@@ -7,10 +7,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from altclip_jax.data.image_text_stream import ImageTextStream
-from altclip_jax.data.loader import Loader
+from altclip_jax.data.batches import Batches
 from altclip_jax.data.samples import Caption, SampleError
 from altclip_jax.data.sources import SourceSpec, open_sources
+from altclip_jax.data.streams import ImageTextStream
 
 
 @pytest.fixture
@@ -98,7 +98,7 @@ def test_an_epoch_reads_each_row_group_once(tmp_path, png, processor, monkeypatc
     monkeypatch.setattr(
         pq.ParquetFile, "read_row_group", lambda *args, **named: groups.append(args[1]) or read(*args, **named)
     )
-    with Loader(stream, 10, last_step=20) as loader:
-        examples = [example for batch in loader for example in batch.arrays["example"].tolist()]
+    with Batches(stream, 10, last_step=20) as loaded:
+        examples = [example for batch in loaded for example in batch.arrays["example"].tolist()]
     assert sorted(examples) == list(range(200))
     assert sorted(groups) == sorted([*range(40), *range(40)])  # once for captions and once for pictures

@@ -14,12 +14,11 @@ from altclip_jax import AltCLIPImageProcessor, AltCLIPProcessor
 from altclip_jax.assets import PICTURES
 from altclip_jax.data.augment import Augmentation, generator_for
 from altclip_jax.data.bad_samples import BadSamples
-from altclip_jax.data.image_text_stream import ImageTextStream
-from altclip_jax.data.loader import Loader
+from altclip_jax.data.batches import Batches
 from altclip_jax.data.pixels import Pixels
 from altclip_jax.data.samples import Picture
 from altclip_jax.data.sources import SourceSpec, open_sources
-from altclip_jax.data.text_pair_stream import TextPairStream
+from altclip_jax.data.streams import ImageTextStream, TextPairStream
 
 NAMES = json.loads((PICTURES / "names.json").read_text(encoding="utf-8"))
 
@@ -50,8 +49,8 @@ def pairs(tmp_path):
 
 
 def drawn(stream, steps, batch_size=16):
-    with Loader(stream, batch_size, last_step=steps) as loader:
-        return list(loader)
+    with Batches(stream, batch_size, last_step=steps) as loaded:
+        return list(loaded)
 
 
 def test_pictures_and_captions_are_those_of_the_processor(emoji, processor):

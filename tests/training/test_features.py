@@ -7,10 +7,10 @@ import pytest
 
 from altclip_jax import AltCLIPProcessor, parallel
 from altclip_jax.data.bad_samples import BadSamples
-from altclip_jax.data.loader import Loader
+from altclip_jax.data.batches import Batches
 from altclip_jax.sweep import Sweep
 from altclip_jax.training.features import Features, computed_once
-from altclip_jax.training.feeding import Lookup, image_text_stream, text_pair_stream
+from altclip_jax.training.streams import Lookup, image_text_stream, text_pair_stream
 
 ROWS, WIDTH = 10, 3
 OF = {"sources": ["a"]}
@@ -152,10 +152,10 @@ def test_features_that_an_earlier_release_computed_of_other_samples_are_computed
 
 def test_a_step_does_not_learn_from_a_row_without_features(tmp_path):
     lookup = Lookup("teacher_features", "example", computed(tmp_path, Computation(bad=(2, 7))))
-    added = lookup.added({"example": np.array([1, 3])})
+    added = lookup.add({"example": np.array([1, 3])})
     np.testing.assert_array_equal(added["teacher_features"][:, 0], [1, 3])
     with pytest.raises(ValueError, match=r"no teacher_features of example 2, 7, and zeros in their place"):
-        lookup.added({"example": np.array([1, 7, 2, 2])})
+        lookup.add({"example": np.array([1, 7, 2, 2])})
 
 
 @pytest.mark.parametrize("stage", ["contrastive", "teacher"])
@@ -171,8 +171,8 @@ def test_samples_without_features_are_bad_samples(settings, workshop, stage):
         stream = text_pair_stream(config, config.data.train, None, processor.tokenizer, features=features)
         good = set(np.flatnonzero(there).tolist())
     bad = BadSamples(max_bad_share=1.0)
-    with Loader(stream, 16, last_step=6, bad_samples=bad) as loader:
-        seen = {example for batch in loader for example in batch.arrays["example"].tolist()}
+    with Batches(stream, 16, last_step=6, bad_samples=bad) as batches:
+        seen = {example for batch in batches for example in batch.arrays["example"].tolist()}
     assert seen == good
     assert len(bad.names) == len(stream.mixture) - len(good)
     assert all("could not be read when" in reason for reason in bad.names.values())

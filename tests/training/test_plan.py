@@ -38,8 +38,8 @@ def test_the_step_that_is_planned_is_the_one_that_is_run(settings, tmp_path, mon
         made = getattr(stages, stage)
         monkeypatch.setattr(stages, stage, lambda builder, made=made: parts.append(made(builder)) or parts[-1])
     run = build(config, tmp_path, files_of(config.data.train), resumed=False)
-    with run.feed(0) as batches:
-        _, arrays = next(iter(batches))
+    with run.batches(0) as batches:
+        arrays = next(batches).placed
     step = abstract_step(config, run.mesh)
     assert described(step.state) == described(run.abstract)
     assert described(step.locked) == described(parts[0].locked)

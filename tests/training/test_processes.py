@@ -171,11 +171,11 @@ def stop(pieces, ids):
     if process == 1:
         signal.raise_signal(signal.SIGTERM)
     return plain(pieces, ids)
-plain, stages.joined = stages.joined, stop
+plain, stages.join = stages.join, stop
 outcome = loop.train(config.RunConfig.from_values(json.loads(sys.argv[3])), quiet=True)
 assert outcome.step == 2 and outcome.stopped_by is not None
 assert not [thread for thread in threading.enumerate() if thread.name.startswith("altclip")]
-stages.joined = plain
+stages.join = plain
 """
 SENTENCE = r"Process {} of this run could not go on, and this one has ended with it\. It said: "
 

@@ -11,17 +11,17 @@ import jax
 import numpy as np
 import pytest
 
-from altclip_jax import AltCLIP, AltCLIPImageProcessor, AltCLIPModel, CLIPModel
+from altclip_jax import AltCLIP, AltCLIPImageProcessor, AltCLIPModel, CLIPModel, sweep
 from altclip_jax.assets import default_checkpoint
 from altclip_jax.data.bad_samples import TooManyBadSamples
 from altclip_jax.data.image_text import ImageTextRecords
 from altclip_jax.parallel import make_mesh, param_shardings, placed
-from altclip_jax.training import feeding, passes
 from altclip_jax.training.checkpoint import CheckpointStore
 from altclip_jax.training.config import RunConfig
 from altclip_jax.training.log import RunLog
 from altclip_jax.training.loop import NotFinite, train
 from altclip_jax.training.run_folder import begin, export, held
+from altclip_jax.training.streams import Lookup
 from altclip_jax.weights.convert import flatten
 
 
@@ -215,15 +215,13 @@ def test_what_is_not_finite_later_leaves_the_last_checkpoint(settings, monkeypat
     config = settings(checkpoints__every=2)
     stopped = interrupted_after(3, config, monkeypatch)
     assert stopped.step == 3
-    plain = feeding.for_device
+    plain = Lookup.add
 
-    def broken(arrays, lookup):
-        return {
-            name: np.full_like(rows, np.nan) if name == "image_features" else rows
-            for name, rows in plain(arrays, lookup).items()
-        }
+    def broken(self, arrays):
+        added = plain(self, arrays)
+        return {**added, "image_features": np.full_like(added["image_features"], np.nan)}
 
-    monkeypatch.setattr(feeding, "for_device", broken)
+    monkeypatch.setattr(Lookup, "add", broken)
     with pytest.raises(NotFinite, match=r"The update of step 4 is not finite .* the checkpoint of step 3 is as it was"):
         train(config, quiet=True)
     assert steps_kept(config) == [2, 3]
@@ -262,7 +260,7 @@ def test_a_run_that_is_asked_to_stop_while_features_are_computed_goes_on_with_th
 
 def stopped_in_evaluation(step, config, monkeypatch):
     """Trains until a signal comes while a step is measured."""
-    plain = passes.joined
+    plain = sweep.join
 
     def stop(pieces, ids):
         if len(losses(config)) == step:
@@ -270,7 +268,7 @@ def stopped_in_evaluation(step, config, monkeypatch):
         return plain(pieces, ids)
 
     with monkeypatch.context() as patch:
-        patch.setattr("altclip_jax.training.stages.joined", stop)
+        patch.setattr("altclip_jax.training.stages.join", stop)
         return train(config, quiet=True)
 
 

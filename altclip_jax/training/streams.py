@@ -1,23 +1,17 @@
-"""The data of a run, as its steps take it: opened sources, and features looked up by the ids that batches bring."""
+"""The data of a run: opened sources, and features looked up by the ids that batches bring."""
 
 from __future__ import annotations
 
 import dataclasses
-import time
 from collections.abc import Callable, Iterator, Mapping
-from pathlib import Path
-from typing import Any, NamedTuple, Self
+from typing import Any, NamedTuple
 
 import numpy as np
-from jaxtyping import Int, Integer
 
-from altclip_jax.data.bad_samples import BadSamples
-from altclip_jax.data.batches import IDS, HostBatch, Stream
-from altclip_jax.data.image_text_stream import ImageTextStream
-from altclip_jax.data.loader import Loader
+from altclip_jax.data.batches import HostBatch
 from altclip_jax.data.samples import SampleError, Source
 from altclip_jax.data.sources import Mixture, open_sources
-from altclip_jax.data.text_pair_stream import TextPairStream
+from altclip_jax.data.streams import ImageTextStream, TextPairStream
 from altclip_jax.processing.processor import AltCLIPProcessor
 from altclip_jax.processing.tokenizer import BaseTokenizer
 from altclip_jax.sentences import list_some
@@ -32,7 +26,7 @@ class Lookup(NamedTuple):
     by: str  # the array of ids that it is looked up by, such as "picture"
     features: Features
 
-    def added(self, arrays: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+    def add(self, arrays: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
         """Returns the arrays of a batch with the features beside them.
 
         Raises:
@@ -46,97 +40,14 @@ class Lookup(NamedTuple):
             )
         return {**arrays, self.name: self.features.rows[ids]}
 
-    def added_to(self, walk: Callable[..., Iterator[HostBatch]]) -> Callable[..., Iterator[HostBatch]]:
+    def add_to(self, walk: Callable[..., Iterator[HostBatch]]) -> Callable[..., Iterator[HostBatch]]:
         """Returns a walk over the same samples whose batches have the features."""
 
-        def walked(*arguments: Any, **options: Any) -> Iterator[HostBatch]:
+        def walk_with_features(*arguments: Any, **options: Any) -> Iterator[HostBatch]:
             for batch in walk(*arguments, **options):
-                yield dataclasses.replace(batch, arrays=self.added(batch.arrays))
+                yield dataclasses.replace(batch, arrays=self.add(batch.arrays))
 
-        return walked
-
-
-class Feeder:
-    """Iterates over batches ready for the device; a context that stops its threads."""
-
-    def __init__(self, loader: Loader, lookup: Lookup | None):
-        """Joins a loader with the features that it does not bring."""
-        self._loader, self._lookup = loader, lookup
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._loader.close()
-
-    def __iter__(self) -> Iterator[tuple[HostBatch, dict[str, np.ndarray]]]:
-        for batch in self._loader:
-            begun = time.perf_counter()
-            arrays = for_device(batch.arrays, self._lookup)
-            waited = batch.waited + time.perf_counter() - begun
-            yield dataclasses.replace(batch, waited=waited), arrays
-
-
-class Coming:
-    """The next batch, fetched while a step is under way, so that it is known in time if there is none."""
-
-    def __init__(self, batches: Iterator[tuple[HostBatch, dict[str, np.ndarray]]]):
-        """Fetches the first."""
-        self._batches = batches
-        self._batch: tuple[HostBatch, dict[str, np.ndarray]] | None = None
-        self.error: Exception | None = None
-        self._fetch()
-
-    @property
-    def ids(self) -> Integer[np.ndarray, "mine ids"] | None:
-        """What stands in its rows, or None if there is no next batch."""
-        return None if self._batch is None else self._batch[0].ids
-
-    def take(self, *, last: bool) -> tuple[HostBatch, dict[str, np.ndarray]]:
-        """Returns it, and fetches the one after it unless it is the last."""
-        assert self._batch is not None
-        batch, self._batch = self._batch, None
-        if not last:
-            self._fetch()
-        return batch
-
-    def _fetch(self) -> None:
-        try:
-            self._batch = next(self._batches, None)
-        except Exception as error:
-            self.error = error
-
-
-def for_device(arrays: Mapping[str, np.ndarray], lookup: Lookup | None) -> dict[str, np.ndarray]:
-    """Returns the arrays that a step takes: with looked-up features, without ids."""
-    whole = arrays if lookup is None else lookup.added(arrays)
-    return {name: values for name, values in whole.items() if name not in IDS}
-
-
-def feed(
-    stream: Stream,
-    config: RunConfig,
-    folder: Path,
-    *,
-    first_step: int,
-    rows: Int[np.ndarray, " mine"],
-    lookup: Lookup | None,
-    logs: bool,
-) -> Feeder:
-    """Starts to load the batches of a run from `first_step` on; without `logs` another process names bad samples."""
-    data = config.data
-    bad = BadSamples(folder / "bad_samples.jsonl", max_bad_share=data.max_bad_share, logs=logs)
-    loader = Loader(
-        stream,
-        config.batch_size,
-        first_step=first_step,
-        last_step=config.steps,
-        rows=rows,
-        threads=data.threads,
-        prefetch=data.prefetch,
-        bad_samples=bad,
-    )
-    return Feeder(loader, lookup)
+        return walk_with_features
 
 
 def image_text_stream(

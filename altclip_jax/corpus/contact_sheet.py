@@ -11,7 +11,7 @@ from typing import NamedTuple
 from PIL import Image, ImageDraw, ImageFont
 
 from altclip_jax.data.samples import Picture, SampleError
-from altclip_jax.data.shards import IMAGE, Shards
+from altclip_jax.data.webdataset import IMAGE, Shards
 from altclip_jax.processing.image_files import ImageError, load_picture
 
 _SIDE, _GAP, _LINE, _COLUMNS = 160, 12, 18, 5

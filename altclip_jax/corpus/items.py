@@ -13,13 +13,11 @@ from typing import Any, Protocol
 import numpy as np
 
 from altclip_jax.corpus.lines import CaptionLines
-from altclip_jax.data.fields import Roles, captions_of, image_text_roles
 from altclip_jax.data.files import NamedFiles, expanded
 from altclip_jax.data.records import Records
-from altclip_jax.data.samples import Caption, ImageText, Picture, SampleError
-from altclip_jax.data.shards import IMAGE, Shards
+from altclip_jax.data.samples import Caption, ImageText, Picture, Roles, SampleError, captions_of, image_text_roles
 from altclip_jax.data.sources import SourceSpec, open_sources
-from altclip_jax.data.webdataset import sample_fields
+from altclip_jax.data.webdataset import IMAGE, Shards, sample_fields
 
 PICTURES = (".png", ".jpg", ".jpeg", ".webp", ".gif", ".bmp", ".tif", ".tiff")
 _TABLES = {".jsonl": "jsonl", ".ndjson": "jsonl", ".csv": "csv", ".tsv": "tsv"}

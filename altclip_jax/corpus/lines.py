@@ -6,9 +6,8 @@ from pathlib import Path
 
 import numpy as np
 
-from altclip_jax.data.fields import text_of
 from altclip_jax.data.files import OpenFiles
-from altclip_jax.data.samples import Caption, ImageText, SampleError
+from altclip_jax.data.samples import Caption, ImageText, SampleError, text_of
 
 _BLOCK = 2**24
 

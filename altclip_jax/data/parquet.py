@@ -9,9 +9,17 @@ from typing import Any
 
 import numpy as np
 
-from altclip_jax.data.fields import Roles, captions_of, image_text_roles, may_have, present_roles
 from altclip_jax.data.order import WINDOW
-from altclip_jax.data.samples import ImageText, Picture, SampleError
+from altclip_jax.data.samples import (
+    ImageText,
+    Picture,
+    Roles,
+    SampleError,
+    captions_of,
+    image_text_roles,
+    present_roles,
+    select_languages,
+)
 
 
 class ParquetImages:
@@ -54,8 +62,7 @@ class ParquetImages:
         self._ends = np.cumsum(sizes)
         self._kept: np.ndarray | None = None  # the rows that are in the languages; None: all
         if languages is not None and groups:
-            kept = [row for row in range(self._ends[-1]) if self._may_have(row, languages)]
-            self._kept = np.array(kept, np.int64)
+            self._kept = select_languages(int(self._ends[-1]), self._read_fields, languages)
             sizes = np.bincount(np.searchsorted(self._ends, self._kept, "right"), minlength=len(groups))
         self.groups: tuple[int, ...] | None = tuple(int(size) for size in sizes if size)
 
@@ -80,44 +87,37 @@ class ParquetImages:
             SampleError: it cannot be used.
         """
         row = index if self._kept is None else int(self._kept[index])
-        fields, name = self._fields(row)
+        fields, name = self._read_fields(row), self._name(row)
         return ImageText(name, captions_of(name, fields, self._languages), (Picture(name, lambda: self._image(row)),))
 
-    def _fields(self, row: int) -> tuple[dict[str, Any], str]:
+    def _read_fields(self, row: int) -> dict[str, Any]:
         number, place = self._find(row)
-        file = self._groups[number][0]
-        roles = {role: column for role, column in self._columns[file].items() if role != "image"}
+        roles = {role: column for role, column in self._columns[self._groups[number][0]].items() if role != "image"}
         table = self._group(number, tuple(roles.values()))
-        name = self._name(file, row)
         try:
-            return {role: table.column(column)[place].as_py() for role, column in roles.items()}, name
+            return {role: table.column(column)[place].as_py() for role, column in roles.items()}
         except UnicodeDecodeError as error:
-            raise SampleError(name, f"its caption is not UTF-8 ({error.reason} at byte {error.start})") from None
+            reason = f"its caption is not UTF-8 ({error.reason} at byte {error.start})"
+            raise SampleError(self._name(row), reason) from None
 
     def _image(self, row: int) -> bytes:
         number, place = self._find(row)
-        file = self._groups[number][0]
-        column = self._columns[file]["image"]
+        column = self._columns[self._groups[number][0]]["image"]
         image = self._group(number, (column,)).column(column)[place].as_py()
         data = image.get("bytes") if isinstance(image, Mapping) else image
         if not isinstance(data, bytes):
             where = image.get("path") if isinstance(image, Mapping) else None
             outside = f": the file {where} is outside" if where else ""
-            raise SampleError(self._name(file, row), f"it holds no picture{outside}")
+            raise SampleError(self._name(row), f"it holds no picture{outside}")
         return data
 
     def _find(self, row: int) -> tuple[int, int]:
         number = int(np.searchsorted(self._ends, row, "right"))
         return number, row - int(self._ends[number]) + self._groups[number][2]
 
-    def _name(self, file: int, row: int) -> str:
+    def _name(self, row: int) -> str:
+        file = self._groups[self._find(row)[0]][0]
         return f"{self._paths[file]}:row {row - self._before[file]}"
-
-    def _may_have(self, row: int, languages: Sequence[str]) -> bool:
-        try:
-            return may_have(self._fields(row)[0], languages)
-        except SampleError:
-            return True  # it is told when it is read as a sample
 
     def _forget(self) -> None:
         self._open: dict[int, Any] = {}

@@ -1,8 +1,9 @@
-"""The records of JSONL, CSV and TSV files, of which only the places are kept in memory."""
+"""JSONL, CSV and TSV files: records, of which only the places are kept in memory, as pictures or as pairs of texts."""
 
 from __future__ import annotations
 
 import csv
+import functools
 import io
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -11,13 +12,26 @@ from typing import Any
 
 import numpy as np
 
-from altclip_jax.data.fields import Roles, present_roles
-from altclip_jax.data.files import OpenFiles
-from altclip_jax.data.samples import SampleError
-from altclip_jax.files.json_file import parse_json
+from altclip_jax.data.files import NamedFiles, OpenFiles
+from altclip_jax.data.samples import (
+    ImageText,
+    Picture,
+    Roles,
+    SampleError,
+    TextPair,
+    captions_of,
+    image_text_roles,
+    language_of,
+    may_have,
+    parse_fields,
+    present_roles,
+    text_of,
+)
 
 _BLOCK = 2**24
 _DELIMITERS = {"csv": ",\t;|", "tsv": "\t"}
+_REMEMBERED = 4096  # samples that are not parsed again: a small set is read every few steps
+_PAIR = ("source", "target", "language")
 _LONGEST_RECORD = 1000  # lines that one quoted record of a CSV may reach over
 
 
@@ -105,17 +119,8 @@ class Records:
             raise SampleError(name, f"it is not UTF-8 ({error.reason} at byte {error.start} of the record)") from None
         text = text.removesuffix("\n").removesuffix("\r")
         if self._form == "jsonl":
-            return self._from_json(name, text)
+            return parse_fields(name, text, self._roles)
         return _from_row(name, text, self._tables[int(self._file[index])])
-
-    def _from_json(self, name: str, text: str) -> dict[str, Any]:
-        try:
-            values = parse_json(text)
-        except ValueError as error:
-            raise SampleError(name, f"it is not JSON ({error})") from None
-        if not isinstance(values, dict):
-            raise SampleError(name, f"it is a JSON {type(values).__name__}, expected an object")
-        return {role: values[key] for role, key in present_roles(self._roles, values).items()}
 
     def _table(self, path: Path, first_line: bytes, required: Sequence[str], headless: Sequence[str]) -> _Table:
         line = first_line.decode("utf-8-sig", "replace").removesuffix("\n").removesuffix("\r")
@@ -156,6 +161,158 @@ class Records:
             place += 1
         kept = np.unique(first_of)
         return starts[kept], ends[np.append(kept[1:], starts.size) - 1], lines[kept]
+
+
+class ImageTextRecords:
+    """A source of records that name one picture, or several of one thing, by paths relative to their file.
+
+    JSONL has "image" (a path or a list), "caption" (a string or a list) and "captions" (an object of languages, each
+    with a string or a list); CSV and TSV have columns for an image, a caption and perhaps its language.
+    """
+
+    def __init__(
+        self,
+        paths: Sequence[Path],
+        form: str,
+        *,
+        languages: Sequence[str] | None = None,
+        image_key: str | None = None,
+        caption_key: str | None = None,
+        language_key: str | None = None,
+    ):
+        """Finds the records, and reads those of JSONL once for the number of their pictures.
+
+        Raises:
+            OSError: a file cannot be read.
+            ValueError: a table without the columns.
+        """
+        roles = image_text_roles(image_key, caption_key, language_key)
+        self.faults: tuple[SampleError, ...] = ()
+        self.groups: tuple[int, ...] | None = None
+        self._languages = None if languages is None else tuple(languages)
+        self._files = NamedFiles()
+        self._records = Records(paths, form, roles, required=("image", "caption"))
+        self._kept: np.ndarray | None = None  # the records that are samples; None: all
+        self._first: np.ndarray | None = None  # their first picture among all; None: each has one
+        if form == "jsonl" or languages is not None:
+            self._survey()
+        self._remember()
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {name: value for name, value in vars(self).items() if name != "_sample"}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        vars(self).update(state)
+        self._remember()
+
+    def __len__(self) -> int:
+        return len(self._records) if self._kept is None else len(self._kept)
+
+    def first_picture(self, index: int) -> int:
+        """Returns how many pictures the samples before this one have."""
+        return index if self._first is None else int(self._first[index])
+
+    def read(self, index: int) -> ImageText:
+        """Returns a sample.
+
+        Raises:
+            SampleError: it cannot be used.
+        """
+        return self._sample(index)
+
+    def _remember(self) -> None:
+        self._sample = functools.lru_cache(_REMEMBERED)(self._parsed)
+
+    def _parsed(self, index: int) -> ImageText:
+        record = index if self._kept is None else int(self._kept[index])
+        name, fields = self._records.name(record), self._records.read(record)
+        captions = captions_of(name, fields, self._languages)
+        folder = self._records.path(record).parent
+        images = _images(fields)
+        if not images or not all(isinstance(image, str) and image for image in images):
+            raise SampleError(name, "it names no image: expected a path, or a list of paths")
+        read = functools.partial(self._files.read, named_in=self._records.path(record))
+        pictures = tuple(Picture(image, functools.partial(read, folder / image), folder / image) for image in images)
+        return ImageText(name, captions, pictures)
+
+    def _survey(self) -> None:
+        """Counts pictures, and leaves out what is whole but in other languages."""
+        kept, counts = [], []
+        for record in range(len(self._records)):
+            try:
+                fields = self._records.read(record)
+            except SampleError:
+                fields = {}  # it is told when it is read as a sample
+            if self._languages is None or may_have(fields, self._languages):
+                kept.append(record)
+                counts.append(max(1, len(_images(fields))))
+        self._kept = None if len(kept) == len(self._records) else np.array(kept, np.int64)
+        self._first = None if sum(counts) == len(counts) else np.concatenate([[0], np.cumsum(counts, dtype=np.int64)])
+
+
+class TextPairRecords:
+    """A source of pairs in JSONL, CSV or TSV, under the names source, target and, if there is one, language.
+
+    A TSV may have no header; its columns are these three then, in this order.
+    """
+
+    def __init__(
+        self,
+        paths: Sequence[Path],
+        form: str,
+        *,
+        languages: Sequence[str] | None = None,
+        source_key: str | None = None,
+        target_key: str | None = None,
+        language_key: str | None = None,
+    ):
+        """Finds the pairs.
+
+        Args:
+            paths: The files.
+            form: "jsonl", "csv" or "tsv".
+            languages: Only pairs in these.
+            source_key: The name of the teacher's side in the file.
+            target_key: The name of the student's.
+            language_key: The name of the student's language.
+
+        Raises:
+            OSError: a file cannot be read.
+            ValueError: a table without the columns.
+        """
+        keys = (source_key, target_key, language_key)
+        roles = {role: (key or role,) for role, key in zip(_PAIR, keys, strict=True)}
+        self.faults: tuple[SampleError, ...] = ()
+        self.groups: tuple[int, ...] | None = None
+        self._languages = None if languages is None else tuple(languages)
+        self._records = Records(paths, form, roles, required=("source", "target"), headless=() if any(keys) else _PAIR)
+        self._kept: np.ndarray | None = None  # the records that are samples; None: all
+        if self._languages is not None:
+            kept = [record for record in range(len(self._records)) if self._may_have(record, self._languages)]
+            self._kept = np.array(kept, np.int64)
+
+    def __len__(self) -> int:
+        return len(self._records) if self._kept is None else len(self._kept)
+
+    def read(self, index: int) -> TextPair:
+        """Returns a pair.
+
+        Raises:
+            SampleError: it cannot be used.
+        """
+        record = index if self._kept is None else int(self._kept[index])
+        name, fields = self._records.name(record), self._records.read(record)
+        source, target = (text_of(name, side, fields.get(side)) for side in ("source", "target"))
+        empty = " and ".join(side for side, text in (("source", source), ("target", target)) if not text)
+        if empty:
+            raise SampleError(name, f"its {empty} is empty")
+        return TextPair(name, source, target, language_of(name, fields))
+
+    def _may_have(self, record: int, languages: Sequence[str]) -> bool:
+        try:
+            return self._records.read(record).get("language") in languages
+        except SampleError:
+            return True  # it is told when it is read as a sample
 
 
 def _nonblank_lines(path: Path) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -221,3 +378,8 @@ def _is_one_record(text: str, table: _Table) -> bool:
         return [len(row) for row in rows] == [table.width]
     except csv.Error:
         return False
+
+
+def _images(fields: dict[str, Any]) -> list[Any]:
+    image = fields.get("image")
+    return image if isinstance(image, list) else [image] if image else []

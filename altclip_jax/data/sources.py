@@ -10,10 +10,9 @@ from typing import Any, Generic, Literal, TypeVar, overload
 import numpy as np
 
 from altclip_jax.data.files import expanded
-from altclip_jax.data.image_text import ImageTextRecords
 from altclip_jax.data.parquet import ParquetImages
+from altclip_jax.data.records import ImageTextRecords, TextPairRecords
 from altclip_jax.data.samples import ImageTextSource, SampleError, Source, TextPair
-from altclip_jax.data.text_pairs import TextPairRecords
 from altclip_jax.data.webdataset import WebDataset
 
 Kind = Literal["image_text", "text_pairs"]

@@ -11,7 +11,7 @@ from altclip_jax.data.bad_samples import BadSamples
 from altclip_jax.data.files import expanded
 from altclip_jax.data.records import Records
 from altclip_jax.data.samples import Picture, SampleError
-from altclip_jax.data.shards import IMAGE, Shards
+from altclip_jax.data.webdataset import IMAGE, Shards
 
 _PICTURES = {".png", ".jpg", ".jpeg", ".webp", ".gif", ".bmp", ".tif", ".tiff"}
 _TABLES = {".jsonl": "jsonl", ".ndjson": "jsonl", ".csv": "csv", ".tsv": "tsv"}

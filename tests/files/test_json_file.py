@@ -11,8 +11,7 @@ import altclip_jax
 from altclip_jax import AltCLIPConfig, AltCLIPImageProcessor, AltCLIPTokenizer, CLIPTokenizer
 from altclip_jax.data.bad_samples import _names_in
 from altclip_jax.data.records import Records
-from altclip_jax.data.shards import Shards
-from altclip_jax.data.webdataset import sample_fields
+from altclip_jax.data.webdataset import Shards, sample_fields
 from altclip_jax.evaluation.benchmarks.captions import coco_captions
 from altclip_jax.evaluation.classes import read_classes, read_templates
 from altclip_jax.files.json_file import parse_json, parse_toml, read_json_object
@@ -23,7 +22,7 @@ from altclip_jax.weights.readers import open_checkpoint
 ROOT = Path(altclip_jax.__file__).parent
 XLMR = Path(__file__).parents[1] / "data" / "xlmr"
 DEPTHS = [101, 600, 100_000]  # 600 levels Python's own parser takes, and copy.deepcopy does not
-OURS = {"files/json_file.py", "distributed.py", "training/processes.py"}  # the last two read what our processes say
+OURS = {"files/json_file.py", "distributed.py"}  # the latter reads what our processes say
 
 
 def deep(depth):

@@ -4,8 +4,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from altclip_jax.data.records import TextPairRecords
 from altclip_jax.data.samples import SampleError
-from altclip_jax.data.text_pairs import TextPairRecords
 from altclip_jax.training import stages
 from altclip_jax.training.evaluate import image_text_metrics, text_pair_metrics
 from altclip_jax.training.loop import train

@@ -156,14 +156,14 @@ if process == 1:
     async_checkpointer._background_wait_for_commit_futures = fail
 """
 UNREADABLE_HERE = """
-from altclip_jax.data import image_text, samples
+from altclip_jax.data import records, samples
 def read(self, index):
     if index == 5:
         raise samples.SampleError("sample 5", "it cannot be read here")
     return plain(self, index)
-plain = image_text.ImageTextRecords.read
+plain = records.ImageTextRecords.read
 if process == 1:
-    image_text.ImageTextRecords.read = read
+    records.ImageTextRecords.read = read
 """
 STOPPED_IN_AN_EVALUATION = """
 import signal, threading

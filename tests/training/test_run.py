@@ -14,7 +14,7 @@ import pytest
 from altclip_jax import AltCLIP, AltCLIPImageProcessor, AltCLIPModel, CLIPModel, sweep
 from altclip_jax.assets import default_checkpoint
 from altclip_jax.data.bad_samples import TooManyBadSamples
-from altclip_jax.data.image_text import ImageTextRecords
+from altclip_jax.data.records import ImageTextRecords
 from altclip_jax.parallel import make_mesh, param_shardings, placed
 from altclip_jax.training.checkpoint import CheckpointStore
 from altclip_jax.training.config import RunConfig

@@ -16,7 +16,7 @@ import time
 from pathlib import Path
 from urllib.parse import unquote
 
-os.environ["XLA_FLAGS"] = "--xla_force_host_platform_device_count=8"
+FLAGS = os.environ["XLA_FLAGS"] = "--xla_force_host_platform_device_count=8"
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["ALTCLIP_COMPILATION_CACHE"] = "off"  # tests of the command leave nothing in the user's cache
 
@@ -24,6 +24,7 @@ import hypothesis
 import jax
 import numpy as np
 import pytest
+from jax._src import compiler  # options for all programs have no public door
 from PIL import Image
 
 # a test that fails by the clock tells of the machine, not of the code; and what fails once fails again
@@ -51,6 +52,50 @@ def pytest_configure(config):
     for name, value in settings.items():
         os.environ[name.upper()] = str(value)
         jax.config.update(name, value)
+
+
+# Compiled so, a program gives the same to rounding, and comes five times as fast.
+QUICK = {"xla_backend_optimization_level": 0, "xla_cpu_use_fusion_emitters": False}
+# What these see is compiled as it is for users: their numbers stand for what the model gives, or their programs for
+# what is exported, planned or run.
+AS_FOR_USERS = (
+    *("documents", "export", "inference", "model", "parallel", "parity", "quantization", "training/test_plan.py"),
+    *("test_compilation_cache.py", "test_notebooks.py"),
+)
+quick = False
+
+
+def pytest_collection_modifyitems(items):
+    """Runs together what is compiled as for users."""
+    items.sort(key=lambda item: not _as_for_users(item))
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtest_protocol(item):
+    """Chooses how programs are compiled from here on, in this process and in those that it starts."""
+    global quick
+    if quick == (not _as_for_users(item)):
+        return
+    quick = not quick
+    jax.clear_caches()
+    flags = [f"--{name}={str(value).lower()}" for name, value in QUICK.items()] if quick else []
+    os.environ["XLA_FLAGS"] = " ".join([FLAGS, *flags])
+
+
+def _as_for_users(item):
+    return _path(item.path).startswith(AS_FOR_USERS)
+
+
+def _path(path):
+    return path.relative_to(Path(__file__).parent).as_posix()
+
+
+def _compile_options(*arguments, env_options_overrides=None, asked=compiler.get_compile_options, **keywords):
+    options = QUICK | (env_options_overrides or {}) if quick else env_options_overrides
+    return asked(*arguments, env_options_overrides=options, **keywords)
+
+
+compiler.get_compile_options = _compile_options
 
 
 @pytest.fixture(scope="session")

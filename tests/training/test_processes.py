@@ -23,12 +23,7 @@ LOSSES = 1e-5  # relative
 PARAMETERS = 2e-4
 
 
-@pytest.fixture(scope="module")
-def compiled(tmp_path_factory):
-    return {**os.environ, "JAX_COMPILATION_CACHE_DIR": str(tmp_path_factory.mktemp("compiled")), "JAX_PLATFORMS": "cpu"}
-
-
-def launched(config, path, environment):
+def launched(config, path):
     """Starts a run in 2 processes of 2 devices."""
     values = config.to_dict()
     lines = [f"stage = {json.dumps(values.pop('stage'))}"]  # what follows are overrides, which need some file
@@ -36,7 +31,10 @@ def launched(config, path, environment):
     settings = [f"{name}={toml(value)}" for name, value in values.items() if value is not None]
     command = ["launch", "-n", "2", "--local-devices", "2", "--", "train", str(path), *settings]
     return subprocess.Popen(
-        [sys.executable, "-m", "altclip_jax", *command], env=environment, stderr=subprocess.PIPE, text=True
+        [sys.executable, "-m", "altclip_jax", *command],
+        env={**os.environ, "JAX_PLATFORMS": "cpu"},
+        stderr=subprocess.PIPE,
+        text=True,
     )
 
 
@@ -64,7 +62,7 @@ def processes(launcher):
 
 
 def test_sigterm_to_one_of_two_processes_saves_both_and_one_process_goes_on_to_the_same_end(
-    settings, workshop, tmp_path, compiled
+    settings, workshop, tmp_path
 ):
     def config(folder):
         evaluated = {"data__evaluate": [{"path": str(workshop / "pictures.jsonl")}], "evaluation__every": STEPS}
@@ -72,7 +70,7 @@ def test_sigterm_to_one_of_two_processes_saves_both_and_one_process_goes_on_to_t
         return settings(folder=str(tmp_path / folder), steps=STEPS, checkpoints__every=20, mesh=mesh, **evaluated)
 
     parts, whole = config("parts"), config("whole")
-    launcher = launched(parts, tmp_path / "run.toml", compiled)
+    launcher = launched(parts, tmp_path / "run.toml")
     while launcher.poll() is None and len(losses(parts)) < 3:
         time.sleep(0.02)
     assert launcher.returncode is None, launcher.stderr.read()
@@ -95,7 +93,7 @@ def test_sigterm_to_one_of_two_processes_saves_both_and_one_process_goes_on_to_t
     assert evaluations[0] == pytest.approx(evaluations[1])
 
 
-def test_what_one_process_cannot_read_stops_both_with_everything_saved(settings, workshop, tmp_path, compiled):
+def test_what_one_process_cannot_read_stops_both_with_everything_saved(settings, workshop, tmp_path):
     """Each process reads every second half of the rows: the bad ones are met by one or the other."""
     lines = (workshop / "pictures.jsonl").read_text(encoding="utf-8").splitlines(keepends=True)
     broken = tmp_path / "broken.jsonl"
@@ -109,7 +107,7 @@ def test_what_one_process_cannot_read_stops_both_with_everything_saved(settings,
         batch_size=4,
         steps=STEPS,
     )
-    launcher = launched(config, tmp_path / "run.toml", compiled)
+    launcher = launched(config, tmp_path / "run.toml")
     _, told = launcher.communicate(timeout=180)
     assert launcher.returncode == 1, told
     assert "absent.png" in told
@@ -180,14 +178,14 @@ stages.join = plain
 SENTENCE = r"Process {} of this run could not go on, and this one has ended with it\. It said: "
 
 
-def in_two_processes(config, fault, environment, other=None):
+def in_two_processes(config, fault, other=None):
     """Returns exit codes and what was said of two processes; `other` is the configuration of the second."""
     with socket.create_server(("127.0.0.1", 0)) as server:
         address = f"127.0.0.1:{server.getsockname()[1]}"
     both = [
         subprocess.Popen(
             [sys.executable, "-c", MEMBER.format(fault=fault), address, str(number), json.dumps(each.to_dict())],
-            env=environment,
+            env={**os.environ, "JAX_PLATFORMS": "cpu"},
             stderr=subprocess.PIPE,
             text=True,
         )
@@ -213,17 +211,17 @@ def evaluated(settings, workshop):
     return settings(data__evaluate=[{"path": str(workshop / "pictures.jsonl")}], evaluation__every=3, steps=4)
 
 
-def test_an_error_of_one_process_after_a_pass_ends_both_with_the_state_saved(evaluated, compiled):
-    codes, told = in_two_processes(evaluated, AFTER_THE_PASS, compiled)
+def test_an_error_of_one_process_after_a_pass_ends_both_with_the_state_saved(evaluated):
+    codes, told = in_two_processes(evaluated, AFTER_THE_PASS)
     assert codes == [1, 1], told
     assert re.search(SENTENCE.format(1) + "MemoryError", told[0])
     assert told[1].splitlines()[-1] == "MemoryError"
     assert steps_kept(evaluated) == [2, 3]
 
 
-def test_an_error_of_one_process_in_a_pass_ends_both_with_the_last_checkpoint_as_it_was(evaluated, compiled):
+def test_an_error_of_one_process_in_a_pass_ends_both_with_the_last_checkpoint_as_it_was(evaluated):
     """Here in process 0, which has the coordinator; the other waits in an exchange that nothing interrupts."""
-    codes, told = in_two_processes(evaluated, IN_THE_PASS, compiled)
+    codes, told = in_two_processes(evaluated, IN_THE_PASS)
     assert codes[0] == 1, told
     assert codes[1] in (1, 76), told
     assert "MemoryError" in told[0]
@@ -232,9 +230,9 @@ def test_an_error_of_one_process_in_a_pass_ends_both_with_the_last_checkpoint_as
     assert train(evaluated, quiet=True).step == 4
 
 
-def test_a_checkpoint_that_one_process_cannot_write_ends_both(settings, compiled):
+def test_a_checkpoint_that_one_process_cannot_write_ends_both(settings):
     config = settings(steps=200, checkpoints__every=4)
-    codes, told = in_two_processes(config, IN_A_SAVE, compiled)
+    codes, told = in_two_processes(config, IN_A_SAVE)
     assert codes[1] == 1, told
     assert codes[0] in (1, 76), told
     assert re.search(SENTENCE.format(1) + "A checkpoint in .* could not be written .*No space left", told[0])
@@ -242,31 +240,31 @@ def test_a_checkpoint_that_one_process_cannot_write_ends_both(settings, compiled
     assert max(entry["step"] for entry in log_of(config)) < 200
 
 
-def test_data_that_one_process_does_not_find_end_both(settings, tmp_path, compiled):
+def test_data_that_one_process_does_not_find_end_both(settings, tmp_path):
     """Before the first exchange, in which the other waits for it."""
     lost = settings(data__train=[{"path": str(tmp_path / "lost.jsonl")}])
-    codes, told = in_two_processes(settings(), "", compiled, lost)
+    codes, told = in_two_processes(settings(), "", lost)
     assert codes[1] == 1, told
     assert codes[0] in (1, 76), told
     assert re.search(SENTENCE.format(1) + r".*lost\.jsonl", told[0])
 
 
 @pytest.mark.parametrize("stored", [True, False], ids=["features", "steps"])
-def test_processes_that_hold_the_same_rows_end_where_one_cannot_read_what_another_can(settings, compiled, stored):
+def test_processes_that_hold_the_same_rows_end_where_one_cannot_read_what_another_can(settings, stored):
     """Else each would compute its part of a layer for pictures of its own."""
     config = settings(mesh={"tensor": 4}, data__store_image_features=stored, batch_size=4, steps=40)
-    codes, told = in_two_processes(config, UNREADABLE_HERE, compiled)
+    codes, told = in_two_processes(config, UNREADABLE_HERE)
     assert codes == [1, 1], told
     for words in told:
         assert re.search("Two processes hold the same rows of a batch and have read different samples for them", words)
     assert steps_kept(config)[-1:] == ([] if stored else [entry["step"] for entry in log_of(config)][-1:])
 
 
-def test_a_program_that_was_stopped_in_an_evaluation_trains_on_and_has_its_metrics(settings, workshop, compiled):
+def test_a_program_that_was_stopped_in_an_evaluation_trains_on_and_has_its_metrics(settings, workshop):
     """Twice in one program: what watches the first run ends with it."""
     kept = {"every": 2, "keep_last": 1, "keep_best": 2}
     config = settings(data__evaluate=[{"path": str(workshop / "pictures.jsonl")}], checkpoints=kept, steps=4)
-    codes, told = in_two_processes(config, STOPPED_IN_AN_EVALUATION, compiled)
+    codes, told = in_two_processes(config, STOPPED_IN_AN_EVALUATION)
     assert codes == [0, 0], told
     evaluations = {entry["step"]: entry["evaluation"] for entry in log_of(config) if "evaluation" in entry}
     assert list(evaluations) == steps_kept(config) == [2, 4]

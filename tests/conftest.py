@@ -65,6 +65,36 @@ AS_FOR_USERS = (
 quick = False
 
 
+# What `pytest --fast` leaves out: torch, programs of their own, and the compilation of whole models and runs.
+SLOW = """
+corpus/test_command.py corpus/test_embed.py corpus/test_search_command.py
+documents/test_api.py documents/test_blocks.py documents/test_errors.py documents/test_from_transformers.py
+evaluation/benchmarks evaluation/test_command.py
+export
+inference/test_compiled.py
+model/test_clip.py model/test_door.py model/test_quantized.py model/test_stacked.py model/test_transforms.py
+parallel/test_distributed.py parallel/test_loading_in_processes.py parallel/test_pmap_encoders.py
+parity
+quantization/test_files.py quantization/test_narrowing.py
+test_annotations.py test_compilation_cache.py test_launch.py test_notebooks.py test_quantized_command.py test_student.py
+training/test_checkpoint.py training/test_command.py training/test_evaluate.py training/test_exchange.py
+training/test_features.py training/test_going_on.py training/test_mesh_campaign.py training/test_meshes.py
+training/test_plan.py training/test_pmapped.py training/test_processes.py training/test_ring.py training/test_run.py
+training/test_steps.py
+weights/test_pretrained.py weights/test_readers_fuzz.py weights/test_sharded.py weights/test_torch_file_hostile.py
+""".split()
+
+
+def pytest_addoption(parser):
+    """Adds --fast, for the inner loop."""
+    parser.addoption("--fast", action="store_true", help="leave out the files that take long or need torch")
+
+
+def pytest_ignore_collect(collection_path, config):
+    """Leaves out what is slow, if asked to."""
+    return (_path(collection_path) in SLOW and config.getoption("fast")) or None
+
+
 def pytest_collection_modifyitems(items):
     """Runs together what is compiled as for users."""
     items.sort(key=lambda item: not _as_for_users(item))

@@ -61,6 +61,16 @@ def make_mesh(
     return jax.make_mesh((data, fsdp, tensor), AXES, axis_types=kinds, devices=devices)
 
 
+def local_mesh(fsdp: int = 1, tensor: int = 1) -> Mesh | None:
+    """Returns a mesh of this process' devices, or None if it is one.
+
+    Raises:
+        ValueError: the axes do not fit the devices.
+    """
+    devices = jax.local_devices()
+    return None if (len(devices), fsdp, tensor) == (1, 1, 1) else make_mesh(fsdp=fsdp, tensor=tensor, devices=devices)
+
+
 def sharding(mesh: Mesh, axes: Axes = WHOLE) -> NamedSharding:
     """Returns the placement of an array whose dimensions are cut along `axes`; without axes every device has it all."""
     spec: Any = PartitionSpec

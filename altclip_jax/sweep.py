@@ -33,11 +33,9 @@ from altclip_jax.distributed import (
     exchange,
     exchange_json,
 )
-from altclip_jax.inference import encoders
+from altclip_jax.inference.encoder import devices_of, encode_images, pad_rows, pictures_at_once
 from altclip_jax.inference.pipeline import AltCLIP
-from altclip_jax.inference.token_batches import TokenBatching
 from altclip_jax.machine import default_device
-from altclip_jax.model.inputs import check_texts
 from altclip_jax.pretrained import TwoTowerModel
 from altclip_jax.weights.convert import Params
 
@@ -103,7 +101,7 @@ class Sweep:
 
     def tower(self, clip: AltCLIP) -> Encode:
         """Returns the image tower of a model as an encoder."""
-        return self._run(_jit_tower(clip.model, self._mesh, "image", encoders.pictures_at_once(clip.params)))
+        return self._run(_jit_image_tower(clip.model, self._mesh, pictures_at_once(clip.params)))
 
     def over(
         self,
@@ -263,7 +261,7 @@ class _Reader:
         languages = [(language or "any").encode()[:_LANGUAGE_BYTES] for language in batch.languages]
         named = np.array(languages, f"S{_LANGUAGE_BYTES}").view(np.uint8).reshape(-1, _LANGUAGE_BYTES)
         arrays = {**batch.arrays, "language": named}
-        self.arrays = {name: encoders.pad_rows(rows[: self._rows], self._rows) for name, rows in arrays.items()}
+        self.arrays = {name: pad_rows(rows[: self._rows], self._rows) for name, rows in arrays.items()}
 
 
 def join(pieces: Iterator[Piece], ids: str) -> Piece:
@@ -361,22 +359,7 @@ def embed_texts(
     keep_tokenizers_single()
     places: dict[str, int] = {}
     of_texts = [places.setdefault(text, len(places)) for text in texts]
-    mesh = mesh_of(clip.params)
-    if mesh.size == 1:
-        rows = clip.encode_text(list(places), batch_size=batch_size, progress=progress)
-        return rows[of_texts]
-    compiled = _jit_tower(clip.model, mesh, "text")
-
-    def encode(ids: np.ndarray, mask: np.ndarray) -> encoders.Encoding:
-        check_texts(clip.model.config.text_config, ids, mask)
-        mine = parallel.local_rows(mesh, len(ids))
-        placed = parallel.place_batch(mesh, {"input_ids": ids[mine], "attention_mask": mask[mine]}, len(ids), mine)
-        return encoders.Encoding(compiled(clip.params, placed, {})[0], len(ids))
-
-    devices = parallel.batch_devices(mesh)
-    batching = TokenBatching(clip.processor.tokenizer, clip.text_limit, tokens=32 * batch_size, multiple=devices)
-    none = np.zeros((0, clip.model.config.projection_dim), np.float32)
-    return np.concatenate([none, *batching.encode(encode, list(places), progress)])[of_texts]
+    return clip.encode_text(list(places), batch_size=batch_size, progress=progress)[of_texts]
 
 
 def mesh_of(params: Params) -> Mesh:
@@ -385,7 +368,7 @@ def mesh_of(params: Params) -> Mesh:
         if isinstance(leaf, jax.Array) and isinstance(leaf.sharding, NamedSharding):
             mesh: Mesh = leaf.sharding.mesh  # type: ignore[assignment]
             return mesh
-    return parallel.make_mesh(devices=[next(iter(encoders.devices_of(params)), default_device())])
+    return parallel.make_mesh(devices=[next(iter(devices_of(params)), default_device())])
 
 
 def _rows_at_once(rows: int, batch_size: int, devices: int) -> int:
@@ -417,15 +400,11 @@ def _jit(function: Callable[..., jax.Array], mesh: Mesh, prefix: str = "") -> An
 
 
 @functools.lru_cache(maxsize=8)
-def _jit_tower(model: TwoTowerModel, mesh: Mesh, tower: str, at_once: int | None = None) -> Any:
-    """Returns a tower as `_jit` does, the same for all collections, so that it is compiled once for each shape."""
+def _jit_image_tower(model: TwoTowerModel, mesh: Mesh, at_once: int | None) -> Any:
+    """Returns the tower as `_jit` does, the same for all collections, so that it is compiled once for each shape."""
 
     def embed(params: Params, batch: Any) -> jax.Array:
-        values: jax.Array
-        if tower == "text":
-            values = encoders.encode_text(model, params, batch["input_ids"], batch["attention_mask"])
-        else:
-            values = encoders.encode_images(model, params, batch["pixel_values"], at_once=at_once)
+        values: jax.Array = encode_images(model, params, batch["pixel_values"], at_once=at_once)
         return values
 
     return _jit(embed, mesh)

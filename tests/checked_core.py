@@ -42,8 +42,7 @@ def call_core():
 
     import altclip_jax as ax
     from altclip_jax.assets import PICTURES
-    from altclip_jax.inference import encoders
-    from altclip_jax.inference.compiled import CompiledEncoders
+    from altclip_jax.inference import encoder
     from altclip_jax.inference.pmapped import pmap_encoders, replicated
     from altclip_jax.model.stacked import stack_layers
     from altclip_jax.model.two_towers import normalize, symmetric_cross_entropy
@@ -123,22 +122,19 @@ def call_core():
         jax.eval_shape(jax.grad(loss, (0, 1, 2)), rows, others, scale)
 
     for form in (np.asarray, jnp.asarray):
-        encoders.encode_text(model, params, form(ids), form(mask))
-        encoders.encode_images(model, params, form(pixels), at_once=2)
+        encoder.encode_text(model, params, form(ids), form(mask))
+        encoder.encode_images(model, params, form(pixels), at_once=2)
     encode_text, encode_images = pmap_encoders(model)
     encode_text(replicated(params), ids, mask)
     encode_images(replicated(params), pixels)
-    encoders.run_padded(lambda rows: rows, 4, rows[:3])
 
     embedded, paths = ax.AltCLIP.from_pretrained(quantize="int4"), sorted(PICTURES.glob("*.png"))[:3]
     embedded.similarity(paths, ["a cat", "苹果"])
     embedded.classify(paths, ["cat", "dog"], templates=["a {}"])
     prepare = embedded.processor.image_processor
-    compiled = CompiledEncoders(embedded.model, embedded.params, image_processor=prepare)
     in_bytes = np.stack([prepare.resize_and_crop(path) for path in paths])
     for given in (in_bytes, prepare.normalize(in_bytes)):
-        compiled.images(given, rows=4).result()
-    compiled.text(ids, mask).result()
+        embedded.encoder.embed_prepared([given], batch_size=4)
 
     whole, fractions = rng.integers(0, 256, (40, 30, 3), np.uint8), rng.random((3, 30, 40), np.float32)
     for form in ("np", "jax"):

@@ -95,7 +95,8 @@ def _independent(options: argparse.Namespace) -> tuple[int, int]:
 
 
 def _embed_share(options: argparse.Namespace, folder: Path, share: tuple[int, int]) -> None:
-    from altclip_jax.corpus.embed import Settings, embed_corpus, local_mesh
+    from altclip_jax.corpus.embed import Settings, embed_corpus
+    from altclip_jax.parallel import local_mesh
 
     settings = Settings(
         kinds=("images", "texts") if options.only is None else (options.only,),

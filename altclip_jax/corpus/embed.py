@@ -10,7 +10,6 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import jax
 import numpy as np
 from jax.sharding import Mesh
 
@@ -24,10 +23,9 @@ from altclip_jax.data.pixels import Pixels
 from altclip_jax.data.samples import Caption, SampleError
 from altclip_jax.files.lock import hold_together
 from altclip_jax.files.ownership import containing, keep_apart
-from altclip_jax.inference.compiled import CompiledEncoders
-from altclip_jax.inference.encoders import Encoding, in_flight
+from altclip_jax.inference.encoder import Encoder
 from altclip_jax.inference.pipeline import AltCLIP
-from altclip_jax.inference.token_batches import TokenBatching
+from altclip_jax.processing.processor import AltCLIPProcessor
 from altclip_jax.weights.fingerprint import VERSION, version_of
 
 
@@ -164,16 +162,9 @@ class _Run:
         self._corpus, self._store, self._settings = corpus, store, settings
         pictures = clip.processor.image_processor.orient(store.description.orientation)
         self._pixels = Pixels(pictures, Augmentation())
-        self._encoders = CompiledEncoders(clip.model, clip.params, mesh=mesh, image_processor=pictures)
-        self._batching = TokenBatching(
-            clip.processor.tokenizer,
-            clip.text_limit,
-            tokens=settings.tokens,
-            steady=True,
-            multiple=self._encoders.multiple,
-        )
+        processor = AltCLIPProcessor(pictures, clip.processor.tokenizer)
+        self._encoder = Encoder(clip.model, clip.params, processor, mesh=mesh, steady=True)
         self._store_of = containing(store.folder)
-        self._none = np.zeros((0, clip.model.config.projection_dim), np.float32)
         self._done, self._waited = 0, 0.0
 
     def __call__(self, parts: Sequence[int], progress: Callable[[Pace], None]) -> Pace:
@@ -227,7 +218,7 @@ class _Run:
         captions: list[dict[str, Any]] = []
         unreadable: list[dict[str, Any]] = []
 
-        def begun() -> Iterator[Encoding]:
+        def prepared() -> Iterator[np.ndarray]:
             size, waiting = self._settings.batch_size, list[np.ndarray]()
             for _ in range(0, len(self._store.items_of(part)), size):
                 batch, waited = next(ahead)
@@ -240,36 +231,24 @@ class _Run:
                     )
                     waiting.extend(pixels for _, pixels in read.pictures)
                 while len(waiting) >= size:
-                    yield self._encoders.images(np.stack(waiting[:size]))
+                    yield np.stack(waiting[:size])
                     del waiting[:size]
                 self._done += len(batch)
                 self._progress(self._pace())
             if waiting:
-                yield self._encoders.images(np.stack(waiting), rows=size)
+                yield np.stack(waiting)
 
-        images = [self._none, *in_flight(begun())]
-        texts = [self._none, *self._batching.encode(self._encoders.text, [caption["text"] for caption in captions])]
+        images = self._encoder.embed_prepared(prepared(), self._settings.batch_size)
+        texts = self._encoder.embed_texts(
+            (caption["text"] for caption in captions), max(1, self._settings.tokens // 32)
+        )
         stored = self._settings.stored
         return {
-            "images": Rows(np.concatenate(images).astype(stored), pictures),
-            "texts": Rows(np.concatenate(texts).astype(stored), captions),
+            "images": Rows(images.astype(stored), pictures),
+            "texts": Rows(texts.astype(stored), captions),
         }, unreadable
 
 
 def _told(item: int, name: str, caption: Caption) -> dict[str, Any]:
     language = {} if caption.language is None else {"language": caption.language}
     return {"item": item, "id": name, "text": caption.text, **language}
-
-
-def local_mesh(fsdp: int = 1, tensor: int = 1) -> Mesh | None:
-    """Returns a mesh of this process' devices, or None if it is one.
-
-    Raises:
-        ValueError: the axes do not fit the devices.
-    """
-    from altclip_jax.parallel import make_mesh
-
-    devices = jax.local_devices()
-    if len(devices) == 1 and fsdp == tensor == 1:
-        return None
-    return make_mesh(fsdp=fsdp, tensor=tensor, devices=devices)

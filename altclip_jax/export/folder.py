@@ -19,7 +19,7 @@ from altclip_jax.export.executables import check_sizes, compiled, fingerprint
 from altclip_jax.export.programs import PictureForm, Program, limits, lower, programs_of
 from altclip_jax.files.ownership import refuse_others
 from altclip_jax.files.staging import Staging, refusals_explained
-from altclip_jax.inference.encoders import length_buckets
+from altclip_jax.inference.encoder import length_buckets
 from altclip_jax.inference.pipeline import AltCLIP
 from altclip_jax.processing.processor import AltCLIPProcessor
 from altclip_jax.processing.tokenizer import BaseTokenizer

@@ -15,7 +15,7 @@ import jax.export
 import numpy as np
 from jax import Array
 
-from altclip_jax.inference.compiled import normalized
+from altclip_jax.inference.encoder import normalize_bytes
 from altclip_jax.model.two_towers import normalize
 from altclip_jax.pretrained import TwoTowerModel
 from altclip_jax.processing.image import AltCLIPImageProcessor
@@ -131,7 +131,7 @@ class _Towers:
         return found.text_embeds, found.image_embeds, found.logits_per_image
 
     def _pixels(self, values: Array) -> Array:
-        return normalized(values, self._image_processor) if self._pictures == "uint8" else values
+        return normalize_bytes(values, self._image_processor) if self._pictures == "uint8" else values
 
 
 def _program(

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator, Sequence
-from typing import Any, Self
+from collections.abc import Iterable, Sequence
+from typing import Any, Literal, Self, overload
 
 import numpy as np
+from jax.sharding import Mesh
 from jax.typing import DTypeLike
 from jaxtyping import Float32
 
@@ -14,33 +15,59 @@ from altclip_jax.assets import default_checkpoint
 from altclip_jax.checkpoints import kind_of
 from altclip_jax.files import hub
 from altclip_jax.files.checkpoint_folder import read_whole
-from altclip_jax.inference import encoders
-from altclip_jax.inference.token_batches import TokenBatching
+from altclip_jax.inference.encoder import Embedded, Encoder, OnError, Progress, devices_of
+from altclip_jax.model.layers import AttentionImplementation
+from altclip_jax.parallel import local_mesh
 from altclip_jax.pretrained import AltCLIPModel, CLIPModel, TwoTowerModel
 from altclip_jax.processing.fit import check_processor
-from altclip_jax.processing.image_files import array_layout, single_pictures
-from altclip_jax.processing.lengths import positive
 from altclip_jax.processing.processor import IMAGE_PROCESSOR, TOKENIZER, AltCLIPProcessor
 from altclip_jax.quantization.rules import QuantizationRule
 from altclip_jax.weights.convert import Params, flatten
 from altclip_jax.weights.fingerprint import VERSION, Origin, fingerprint
 from altclip_jax.weights.folder import CONFIG, WEIGHTS, save
 
-Progress = Callable[[int], None]
-
 
 class AltCLIP:
-    """A model, its parameters and its processor, with the questions people ask of them."""
+    """A model, its parameters and its processor, with the questions people ask of them.
 
-    def __init__(self, model: TwoTowerModel, params: Params, processor: AltCLIPProcessor, name: str = "AltCLIP"):
+    Attributes:
+        encoder: The engine below, which also embeds what comes from an iterator batch by batch.
+        name: What it is called.
+    """
+
+    def __init__(
+        self,
+        model: TwoTowerModel,
+        params: Params,
+        processor: AltCLIPProcessor,
+        name: str = "AltCLIP",
+        *,
+        mesh: Mesh | Literal["all"] | None = None,
+    ):
         """Joins the parts; most users call `from_pretrained`.
 
         Raises:
-            ValueError: the processor is not that of the model; all differences are named.
+            ValueError: the processor is not that of the model; all differences are named. Or the mesh has devices of
+                other processes.
         """
         check_processor(model.config, processor, name)
-        self.model, self.params, self.processor, self.name = model, params, processor, name
+        self.encoder, self.name = Encoder(model, params, processor, mesh=mesh), name
         self._origin: Origin | None = None
+
+    @property
+    def model(self) -> TwoTowerModel:
+        """The Flax module."""
+        return self.encoder.model
+
+    @property
+    def params(self) -> Params:
+        """Its parameters, where they are computed with."""
+        return self.encoder.params
+
+    @property
+    def processor(self) -> AltCLIPProcessor:
+        """What prepares texts and pictures."""
+        return self.encoder.processor
 
     @classmethod
     def from_pretrained(
@@ -51,27 +78,46 @@ class AltCLIP:
         param_dtype: DTypeLike | None = None,
         revision: str | None = None,
         local_files_only: bool = False,
+        cache_dir: str | os.PathLike[str] | None = None,
         quantize: str | Sequence[QuantizationRule] | None = None,
+        attention_implementation: AttentionImplementation = "plain",
+        mesh: Mesh | Literal["all"] | None = None,
     ) -> Self:
         """Loads a folder or hub repository; without `source` the embedded model, which needs no network.
 
         It may also be a CLIP, such as a teacher. See `AltCLIPModel.from_pretrained` for the arguments and errors; a
-        processor that is not that of the model is a ValueError, too.
+        processor that is not that of the model is a ValueError, too. With mesh="all" the rows of a batch are shared
+        out over all local devices.
         """
         place: Any = default_checkpoint() if source is None else source
         folder = hub.fetch(
-            place, CONFIG, WEIGHTS, IMAGE_PROCESSOR, TOKENIZER, revision=revision, local_files_only=local_files_only
+            place,
+            CONFIG,
+            WEIGHTS,
+            IMAGE_PROCESSOR,
+            TOKENIZER,
+            revision=revision,
+            local_files_only=local_files_only,
+            cache_dir=cache_dir,
         )
+        mesh = local_mesh() if mesh == "all" else mesh
 
         def read() -> tuple[TwoTowerModel, Params, AltCLIPProcessor, Origin]:
             kind = CLIPModel if kind_of(folder) == ("clip", "full") else AltCLIPModel
             origin = Origin(folder, repr(quantize))
-            model, params = kind.from_pretrained(folder, dtype=dtype, param_dtype=param_dtype, quantize=quantize)
+            model, params = kind.from_pretrained(
+                folder,
+                dtype=dtype,
+                param_dtype=param_dtype,
+                quantize=quantize,
+                attention_implementation=attention_implementation,
+                mesh=mesh,
+            )
             return model, params, AltCLIPProcessor.from_pretrained(folder), origin
 
         model, params, processor, origin = read_whole(folder, read)
-        clip = cls(model, params, processor, name="embedded default" if source is None else str(source))
-        clip._origin = origin.remember(params)
+        clip = cls(model, params, processor, name="embedded default" if source is None else str(source), mesh=mesh)
+        clip._origin = origin.remember(clip.params)
         return clip
 
     def save_pretrained(
@@ -108,8 +154,17 @@ class AltCLIP:
         origin = self._origin if version == VERSION else None
         return fingerprint(self.params, version) if origin is None else origin.fingerprint(self.params)
 
+    def warmup(self, *, texts: int = 64, images: int = 32) -> int:
+        """Compiles what calls with these batch sizes need before the first of them; see `Encoder.warmup`."""
+        return self.encoder.warmup(texts=texts, images=images)
+
+    @property
+    def text_limit(self) -> int:
+        """To how many tokens texts are cut."""
+        return self.encoder.text_limit
+
     def encode_text(
-        self, texts: str | Sequence[str], *, batch_size: int = 64, progress: Progress | None = None
+        self, texts: str | Iterable[str], *, batch_size: int = 64, progress: Progress | None = None
     ) -> Float32[np.ndarray, "texts projection"]:
         """Returns unit embeddings, one row per text.
 
@@ -123,55 +178,43 @@ class AltCLIP:
         Raises:
             ValueError: `batch_size` is less than 1.
         """
-        positive("batch_size", batch_size)
-        texts = [texts] if isinstance(texts, str) else list(texts)
+        return self.encoder.embed_texts(texts, batch_size, progress=progress)
 
-        def encode(ids: np.ndarray, mask: np.ndarray) -> encoders.Encoding:
-            return encoders.Encoding(encoders.encode_text(self.model, self.params, ids, mask), len(ids))
+    @overload
+    def encode_images(
+        self,
+        images: Any,
+        *,
+        batch_size: int = 32,
+        on_error: Literal["raise"] = "raise",
+        progress: Progress | None = None,
+    ) -> Float32[np.ndarray, "images projection"]: ...
 
-        batching = TokenBatching(self.processor.tokenizer, self.text_limit, tokens=32 * batch_size)
-        return self._stack(list(batching.encode(encode, texts, progress)))
-
-    @property
-    def text_limit(self) -> int:
-        """To how many tokens texts are cut."""
-        limit: int = min(self.processor.tokenizer.model_max_length, self.model.config.text_config.max_tokens)
-        return limit
+    @overload
+    def encode_images(
+        self, images: Any, *, batch_size: int = 32, on_error: Literal["skip"], progress: Progress | None = None
+    ) -> Embedded: ...
 
     def encode_images(
-        self, images: Any, *, batch_size: int = 32, progress: Progress | None = None
-    ) -> Float32[np.ndarray, "images projection"]:
+        self, images: Any, *, batch_size: int = 32, on_error: OnError = "raise", progress: Progress | None = None
+    ) -> Float32[np.ndarray, "images projection"] | Embedded:
         """Returns unit embeddings, one row per picture.
 
         Args:
-            images: Paths, PIL images, bytes, or arrays, as `AltCLIPImageProcessor` takes them: one, a list of any
-                depth, or an array with a batch axis. All are turned as their camera says, unless the processor's
-                `apply_exif_orientation` is False.
+            images: Paths, PIL images, bytes, or arrays, as `AltCLIPImageProcessor` takes them: one, a list or iterator
+                of any depth, or an array with a batch axis. All are turned as their camera says, unless the
+                processor's `apply_exif_orientation` is False.
             batch_size: How many pictures are prepared and shown to the model at once.
+            on_error: What to do with a picture that cannot be read: "raise" its error, or "skip" it. With "skip" the
+                result is an `Embedded`: the embeddings of the others, their indices, and what was skipped and why.
             progress: Called with the number of pictures done.
 
         Raises:
-            ImageError: a picture cannot be read; the message names it.
+            ImageError: a picture cannot be read, and none is to be skipped; the message names it.
             ValueError: `batch_size` is less than 1.
         """
-        positive("batch_size", batch_size)
-        pictures = single_pictures(images)
-        layout, at_once = array_layout(pictures), encoders.pictures_at_once(self.params)
-        prepare = self.processor.image_processor.orient("exif")
-
-        def begun() -> Iterator[encoders.Encoding]:
-            for part in encoders.batches(len(pictures), batch_size):
-                pixels = prepare(pictures[part], input_data_format=layout)["pixel_values"]
-                padded = encoders.pad_rows(pixels, encoders.padded_size(len(pixels), batch_size))
-                found = encoders.encode_images(self.model, self.params, padded, at_once=at_once)
-                yield encoders.Encoding(found, len(pixels))
-
-        rows = []
-        for found in encoders.in_flight(begun()):  # pictures are decoded while the last batch is computed
-            rows.append(found)
-            if progress:
-                progress(len(found))
-        return self._stack(rows)
+        found = self.encoder.embed_images(images, batch_size, on_error=on_error, progress=progress)
+        return found if on_error == "skip" else found.embeddings
 
     def similarity(self, images: Any, texts: str | Sequence[str]) -> Float32[np.ndarray, "images texts"]:
         """Returns the cosine of each picture with each text."""
@@ -199,7 +242,8 @@ class AltCLIP:
             ValueError: no labels, or a template without exactly one {}.
         """
         scale = float(np.exp(np.asarray(self.params["logit_scale"], np.float32)))
-        logits = scale * self.encode_images(images, progress=progress) @ self.encode_labels(labels, templates).T
+        embeddings = self.encoder.embed_images(images, progress=progress).embeddings
+        logits = scale * embeddings @ self.encode_labels(labels, templates).T
         shifted = np.exp(logits - logits.max(axis=1, keepdims=True))
         probabilities: np.ndarray = shifted / shifted.sum(axis=1, keepdims=True)
         return probabilities
@@ -217,14 +261,11 @@ class AltCLIP:
         units: np.ndarray = means / np.linalg.norm(means, axis=1, keepdims=True)
         return units
 
-    def _stack(self, rows: list[np.ndarray]) -> Float32[np.ndarray, "rows projection"]:
-        return np.concatenate([np.zeros((0, self.model.config.projection_dim), np.float32), *rows])
-
     def __repr__(self) -> str:
         leaves = list(flatten(self.params).values())
         count = sum(leaf.size for leaf in leaves)
         forms = sorted({getattr(leaf, "scheme", str(leaf.dtype)) for leaf in leaves})
-        devices = encoders.devices_of(self.params)
+        devices = devices_of(self.params)
         there = str(*devices) if len(devices) == 1 else f"{len(devices)} devices" if devices else "no device"
         return (
             f"AltCLIP({self.name!r}, {count:,} parameters, stored {' and '.join(forms)}, computed"

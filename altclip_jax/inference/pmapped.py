@@ -14,7 +14,7 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Float32
 
-from altclip_jax.inference import encoders
+from altclip_jax.inference.encoder import encode_images, encode_text, pad_rows
 from altclip_jax.model.inputs import check_pixel_values, check_texts
 from altclip_jax.pretrained import TwoTowerModel
 from altclip_jax.weights.convert import Params
@@ -78,8 +78,8 @@ def dealt(tree: Tree, devices: int | None = None) -> Tree:
 def pmap_encoders(model: TwoTowerModel, devices: Sequence[jax.Device] | None = None) -> tuple[PmapEncoder, PmapEncoder]:
     """Returns (encode_text, encode_images), which spread their rows over devices.
 
-    Each takes (params, arrays...): parameters that are `replicated`, and the arrays (rows, ...) that
-    `encoders.encode_text` and `encoders.encode_images` take. Any number of rows is right: they are filled up to a
+    Each takes (params, arrays...): parameters that are `replicated`, and the arrays (rows, ...) that `encode_text` and
+    `encode_images` of `altclip_jax.inference.encoder` take. Any number of rows is right: they are filled up to a
     multiple of the devices, and cut again. They return unit embeddings as numpy arrays, and raise ValueError for what
     the towers do not take, such as an id without a row.
 
@@ -99,7 +99,7 @@ def pmap_encoders(model: TwoTowerModel, devices: Sequence[jax.Device] | None = N
                 return np.zeros((0, model.config.projection_dim), np.float32)
             # powers of two on each device, so that few shapes are compiled
             whole = len(devices) << (-(-rows // len(devices)) - 1).bit_length()
-            parts = dealt([encoders.pad_rows(np.asarray(array), whole) for array in arrays], len(devices))
+            parts = dealt([pad_rows(np.asarray(array), whole) for array in arrays], len(devices))
             found = np.asarray(mapped(model, params, *parts), np.float32)
             return found.reshape(whole, -1)[:rows]
 
@@ -107,4 +107,4 @@ def pmap_encoders(model: TwoTowerModel, devices: Sequence[jax.Device] | None = N
 
     text = functools.partial(check_texts, model.config.text_config)
     pictures = functools.partial(check_pixel_values, model.config.vision_config, interpolate_pos_encoding=False)
-    return spread(encoders.encode_text, text), spread(encoders.encode_images, pictures)
+    return spread(encode_text, text), spread(encode_images, pictures)

@@ -25,6 +25,7 @@ from altclip_jax.files.checkpoint_folder import IMAGE_FILES, IMAGE_FILES_REPLACE
 from altclip_jax.files.json_file import json_bytes, read_json_object
 from altclip_jax.files.whole import replace_files
 from altclip_jax.processing.image_files import (
+    UNREADABLE,
     ImageError,
     array_layout,
     array_to_image,
@@ -153,7 +154,7 @@ class AltCLIPImageProcessor:
         if threads is not None and threads < 1:
             raise ValueError(f"threads={threads} must be at least 1.")
         processor = self.replace(**overrides)
-        cropped = processor._prepare_all(images, input_data_format, threads)
+        cropped: Any = processor.crop_all(named_pictures(images), input_data_format, threads)
         normalize = functools.partial(processor.normalize, data_format=data_format)
         prepared = in_threads(normalize, cropped, threads_for(cropped, threads))
         if return_tensors is None:
@@ -315,28 +316,46 @@ class AltCLIPImageProcessor:
         """Returns the file that `save_pretrained` writes, by its name."""
         return {_FILE: json_bytes(self.to_dict())}
 
-    def _prepare_all(self, images: Any, input_data_format: str | None, threads: int | None) -> list[np.ndarray]:
-        pictures = named_pictures(images)
+    def crop_all(
+        self,
+        pictures: Sequence[tuple[str, Any]],
+        input_data_format: str | None = None,
+        threads: int | None = None,
+        on_error: Literal["raise", "skip"] = "raise",
+    ) -> list[np.ndarray | Exception]:
+        """Returns what `resize_and_crop` makes of each picture; with "skip" the error in the place of a bad one.
+
+        Args:
+            pictures: Names and pictures, as `named_pictures` gives them.
+            input_data_format: As in a call.
+            threads: As in a call.
+            on_error: "raise" or "skip".
+
+        Raises:
+            ImageError: pictures cannot be used, and none is to be skipped; the message names all.
+            OSError: a file cannot be opened, likewise.
+        """
         if input_data_format is None:
             input_data_format = array_layout([picture for _, picture in pictures])
+        caught = UNREADABLE if on_error == "skip" else (ImageError,)
 
-        def tried(named: tuple[str, Any]) -> np.ndarray | ImageError:
+        def tried(named: tuple[str, Any]) -> np.ndarray | Exception:
             name, picture = named
             try:
                 return self.resize_and_crop(picture, name, input_data_format)
-            except ImageError as error:
+            except caught as error:
                 return error
 
         results = in_threads(tried, pictures, threads_for([picture for _, picture in pictures], threads))
-        problems = [result for result in results if isinstance(result, ImageError)]
-        prepared = [result for result in results if not isinstance(result, ImageError)]
-        if problems:
+        problems = [result for result in results if isinstance(result, Exception)]
+        if problems and on_error == "raise":
             raise ImageError("\n".join(map(str, problems))) from problems[0].__cause__
+        prepared = (result for result in results if isinstance(result, np.ndarray))
         if self.do_rescale and any(picture.dtype.kind == "f" and picture.max() <= 1 for picture in prepared):
             _logger.warning(
                 "Arrays with values up to 1 are rescaled once more, to nearly black: pass do_rescale=False."
             )
-        return prepared
+        return results
 
     def _resize(self, image: Image.Image, name: str) -> UInt8[np.ndarray, "height width channels"]:
         width, height = target = target_size(image.size, self.size)

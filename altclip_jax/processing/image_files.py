@@ -32,8 +32,14 @@ class ImageError(ValueError):
     """A picture that cannot be used; the message names it and says why."""
 
 
+# What says of a picture that it is bad. Other errors say of the machine or of the program that they are.
+UNREADABLE = (ImageError, FileNotFoundError, PermissionError, IsADirectoryError, NotADirectoryError)
+
+
 def named_pictures(images: Any) -> list[tuple[str, Any]]:
-    """Returns the single pictures in `images` (one, lists of any depth, arrays with a batch axis), each with its name.
+    """Returns the single pictures in `images`, each with its name.
+
+    They are one picture, or lists and iterators of any depth, or arrays with a batch axis.
 
     The name is the picture's file where it has one, and else its place: images[2].
 
@@ -46,9 +52,9 @@ def named_pictures(images: Any) -> list[tuple[str, Any]]:
     return pictures
 
 
-def single_pictures(images: Any) -> list[Any]:
-    """Returns the single pictures in `images`, as `named_pictures` does; there may be none."""
-    return [picture for _, picture in _named(images, "images")]
+def walk_pictures(images: Any) -> Iterator[tuple[str, Any]]:
+    """Yields what `named_pictures` returns, of an iterator one picture at a time; there may be none."""
+    return _named(images, "images")
 
 
 def array_layout(pictures: Sequence[Any]) -> str | None:
@@ -96,7 +102,11 @@ def load_picture(
             return _to_rgb(image, background) if to_rgb else image
 
     if isinstance(picture, (str, os.PathLike)):
-        with Path(picture).open("rb") as file:
+        try:
+            file = Path(picture).open("rb")  # noqa: SIM115, it is closed below
+        except ValueError as error:  # a NUL in it
+            raise ImageError(f"{name!r} is no path ({error}).") from None
+        with file:
             return decode(file)
     if isinstance(picture, (bytes, bytearray, memoryview)):
         return decode(io.BytesIO(picture))
@@ -165,7 +175,8 @@ def array_to_image(array: Shaped[np.ndarray, "height width channels"], name: str
 
 def _named(images: Any, place: str) -> Iterator[tuple[str, Any]]:
     is_batch = is_array(images) and np.ndim(images) == 4
-    if is_batch or isinstance(images, (list, tuple)):
+    is_iterator = isinstance(images, Iterator) and not hasattr(images, "read")  # an open file is one, too
+    if is_batch or is_iterator or isinstance(images, (list, tuple)):
         for index, image in enumerate(np.asarray(images) if is_batch else images):
             yield from _named(image, f"{place}[{index}]")
         return

@@ -15,7 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from altclip_jax import AltCLIPConfig, AltCLIPModel
-from altclip_jax.inference.encoders import encode_images, encode_text
+from altclip_jax.inference.encoder import encode_images, encode_text
 from altclip_jax.processing.image import AltCLIPImageProcessor
 from altclip_jax.processing.tokenizer import AltCLIPTokenizer
 from altclip_jax.weights.convert import flatten

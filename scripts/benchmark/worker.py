@@ -68,7 +68,6 @@ class Ours(Side):
         self._folder, self._device = folder, device
         self._jax: Any = jax
         self._clip: Any = None
-        self._encoders: Any = None
 
     def about(self) -> str:
         """Return what this is."""
@@ -77,26 +76,21 @@ class Ours(Side):
     def load(self, number: str) -> float:
         """Load the model; return seconds."""
         from altclip_jax import AltCLIP
-        from altclip_jax.inference.compiled import CompiledEncoders
 
         self._jax.config.update("jax_default_matmul_precision", {"tf32": "tensorfloat32"}.get(number, "highest"))
-        self._clip = self._encoders = None
+        self._clip = None
         self._jax.clear_caches()
         dtype = "bfloat16" if number == "bfloat16" else "float32"
 
         def load() -> None:
             self._clip = AltCLIP.from_pretrained(self._folder, dtype=dtype, param_dtype=dtype)
 
-        took = seconds(load)
-        self._encoders = CompiledEncoders(
-            self._clip.model, self._clip.params, image_processor=self._clip.processor.image_processor
-        )
-        return took
+        return seconds(load)
 
     def images(self, rows: int) -> float:
         """Return the seconds of a batch of prepared pictures."""
         values = pixel_values(rows)
-        return seconds(lambda: self._encoders.images(values).result())
+        return seconds(lambda: self._clip.encoder.embed_prepared([values], rows))
 
     def captions(self, texts: list[str], batch: int) -> float:
         """Return the seconds of texts that come `batch` at a time, 0 for all at once."""

@@ -10,7 +10,7 @@ from altclip_jax import AltCLIP, AltCLIPConfig, AltCLIPModel
 from altclip_jax.assets import PICTURES
 from altclip_jax.export import programs
 from altclip_jax.export.folder import export_program
-from altclip_jax.inference import encoders
+from altclip_jax.inference.encoder import encode_images, encode_text
 
 SHAPES = ((1, 1), (3, 17), (8, 64))
 
@@ -49,11 +49,11 @@ def test_embeddings_are_those_of_the_model_for_any_rows_and_length(
     plain = (weights, dtype, quantize) == ("beside", "float32", None)
     for ids, mask in map(texts, SHAPES if plain else SHAPES[1:2]):
         found = model.run("text", input_ids=ids, attention_mask=mask)["text_embeds"]
-        wanted = np.asarray(encoders.encode_text(clip.model, clip.params, ids, mask))
+        wanted = np.asarray(encode_text(clip.model, clip.params, ids, mask))
         np.testing.assert_allclose(found, wanted, rtol=0, atol=noise)
     for rows in (1, 5) if plain else (2,):
         found = model.run("image", pixel_values=pixels(rows))["image_embeds"]
-        wanted = np.asarray(encoders.encode_images(clip.model, clip.params, pixels(rows)))
+        wanted = np.asarray(encode_images(clip.model, clip.params, pixels(rows)))
         np.testing.assert_allclose(found, wanted, rtol=0, atol=noise)
     assert (tmp_path / "new" / "weights.safetensors").exists() == (weights == "beside")
 
@@ -201,4 +201,4 @@ def test_a_model_with_relative_positions_is_exported(clip, loader, tmp_path):
     export_program(AltCLIP(model, params, clip.processor), tmp_path, programs=["text"])
     ids, mask = texts((3, 9))
     found = loader.ExportedModel(tmp_path).run("text", input_ids=ids, attention_mask=mask)["text_embeds"]
-    np.testing.assert_array_equal(found, np.asarray(encoders.encode_text(model, params, ids, mask)))
+    np.testing.assert_array_equal(found, np.asarray(encode_text(model, params, ids, mask)))

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from altclip_jax import AltCLIP
-from altclip_jax.inference.token_batches import TokenBatching
+from altclip_jax.inference.encoder import TokenBatching
 
 
 @pytest.fixture(scope="module")
@@ -26,7 +26,7 @@ def test_each_text_is_in_one_batch_that_holds_it(clip, steady, seed):
         assert 0 < len(batch.places) <= batch.rows
         assert batch.rows % 3 == 0
         assert max(lengths[place] for place in batch.places) <= batch.length
-        assert not steady or (batch.rows, batch.length) in batching.shapes
+        assert not steady or (batch.rows, batch.length) in [(rows, length) for length, rows in batching.full.items()]
 
 
 def test_short_texts_do_not_wait_for_a_long_one(clip):
@@ -52,7 +52,7 @@ def test_what_is_left_over_is_joined_in_the_way_that_is_least_work(clip):
     generator = np.random.default_rng(1)
     for _ in range(20):
         lengths = generator.integers(2, 77, generator.integers(1, 9)).tolist()
-        used = sorted({min(bucket for bucket in batching._full if bucket >= length) for length in lengths})
+        used = sorted({min(bucket for bucket in batching.full if bucket >= length) for length in lengths})
 
         def work(cut, lengths=lengths, used=used):
             """Returns the work of batches that end with those lengths that `cut` names."""
@@ -64,7 +64,7 @@ def test_what_is_left_over_is_joined_in_the_way_that_is_least_work(clip):
             return total
 
         # few of each length, so that none fills a batch alone
-        if all(sum(length <= bucket for length in lengths) < batching._full[bucket] for bucket in used):
+        if all(sum(length <= bucket for length in lengths) < batching.full[bucket] for bucket in used):
             least = min(work(cut) for cut in itertools.product([False, True], repeat=len(used) - 1))
             found = sum(batch.rows * batch.length + 128 for batch in batching.batches(lengths))
             assert found == least

@@ -9,8 +9,7 @@ import pytest
 from flax.errors import ScopeParamShapeError
 
 from altclip_jax import AltCLIPConfig, AltCLIPModel, AltCLIPTextModel, CLIPConfig, CLIPModel, parallel
-from altclip_jax.inference import encoders
-from altclip_jax.inference.compiled import CompiledEncoders
+from altclip_jax.inference.encoder import encode_images, encode_text
 from altclip_jax.inference.pmapped import pmap_encoders, replicated
 from altclip_jax.model.layers import lookup
 from altclip_jax.model.stacked import stack_layers, unstack_layers
@@ -138,7 +137,7 @@ def test_a_tree_is_taken_apart_into_plain_arrays_and_joined_again(params):
 
 
 def test_a_quantized_program_is_exported(params):
-    run = jax.jit(lambda params, ids, mask: encoders.encode_text(MODEL, params, ids, mask))
+    run = jax.jit(lambda params, ids, mask: encode_text(MODEL, params, ids, mask))
     exported = jax.export.export(run, platforms=["cpu", "cuda", "tpu"])(params, IDS, MASK)
     np.testing.assert_array_equal(exported.call(params, IDS, MASK), run(params, IDS, MASK))
 
@@ -150,19 +149,15 @@ def test_a_mesh_cuts_the_parts_by_the_rules_and_gives_the_same(params, axes):
     codes = placed["text_model"]["layer_0"]["attention"]["query"]["kernel"].codes
     pieces = len({str(shard.index) for shard in codes.addressable_shards})
     assert pieces == axes.get("fsdp", 1) * axes.get("tensor", 1)
-    compiled = CompiledEncoders(MODEL, params, mesh=mesh)
-    np.testing.assert_allclose(
-        compiled.text(IDS, MASK).result(), encoders.encode_text(MODEL, params, IDS, MASK), atol=1e-6
-    )
-    np.testing.assert_allclose(
-        compiled.images(PIXELS).result(), encoders.encode_images(MODEL, params, PIXELS), atol=1e-6
-    )
+    for encode, given in ((encode_text, (IDS, MASK)), (encode_images, (PIXELS,))):
+        found = encode(MODEL, placed, *jax.device_put(given, parallel.sharding(mesh)), mesh=mesh)
+        np.testing.assert_allclose(found, encode(MODEL, params, *given), atol=1e-6)
 
 
 def test_pmap_takes_them_too(params):
     text, _ = pmap_encoders(MODEL)
     found = text(replicated(params), IDS, MASK)
-    np.testing.assert_allclose(found, encoders.encode_text(MODEL, params, IDS, MASK), atol=1e-6)
+    np.testing.assert_allclose(found, encode_text(MODEL, params, IDS, MASK), atol=1e-6)
 
 
 def test_a_clip_and_relative_positions_are_quantized_too():

@@ -6,7 +6,7 @@ import pytest
 
 from altclip_jax import AltCLIP
 from altclip_jax.assets import PICTURES
-from altclip_jax.inference import encoders
+from altclip_jax.inference.encoder import encode_images, encode_text
 from altclip_jax.inference.pmapped import pmap_encoders, replicated, single
 
 
@@ -20,21 +20,19 @@ def test_embeddings_are_those_of_one_device(clip, rows):
     paths = sorted(PICTURES.glob("*.png"))[:rows]
     names = [path.stem.replace("_", " ") for path in paths]
     batch = clip.processor(text=names, images=list(paths), padding=True)
-    encode_text, encode_images = pmap_encoders(clip.model)
+    texts_on_all, images_on_all = pmap_encoders(clip.model)
     copies = replicated(clip.params)
-    text = encode_text(copies, batch["input_ids"], batch["attention_mask"])
-    images = encode_images(copies, batch["pixel_values"])
-    plain = encoders.encode_text(clip.model, clip.params, batch["input_ids"], batch["attention_mask"])
+    text = texts_on_all(copies, batch["input_ids"], batch["attention_mask"])
+    images = images_on_all(copies, batch["pixel_values"])
+    plain = encode_text(clip.model, clip.params, batch["input_ids"], batch["attention_mask"])
     assert text.shape == images.shape == (rows, 128)
     np.testing.assert_allclose(text, plain, atol=1e-6)
-    np.testing.assert_allclose(
-        images, encoders.encode_images(clip.model, clip.params, batch["pixel_values"]), atol=1e-6
-    )
+    np.testing.assert_allclose(images, encode_images(clip.model, clip.params, batch["pixel_values"]), atol=1e-6)
 
 
 def test_no_rows_are_no_embeddings(clip):
-    encode_text, _ = pmap_encoders(clip.model)
-    assert encode_text(replicated(clip.params), np.zeros((0, 4), np.int32), np.zeros((0, 4), np.int32)).shape == (
+    texts_on_all, _ = pmap_encoders(clip.model)
+    assert texts_on_all(replicated(clip.params), np.zeros((0, 4), np.int32), np.zeros((0, 4), np.int32)).shape == (
         0,
         128,
     )

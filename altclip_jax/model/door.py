@@ -1,7 +1,9 @@
 """The door of a block: parameters that are stored in another form become arrays here, and nowhere else.
 
-A leaf may be stored in few bits, or transposed as its file has it: any pytree that gives its array as `__jax_array__`
-and, where it is a table, its rows as `rows(ids)`. Behind the door are plain arrays, so layers are those of Flax.
+Blocks are the attention and the MLP of each layer and the linear layers at a tower's ends, so at any time the arrays of
+few are there. A leaf may be stored in few bits, or transposed as its file has it: any pytree that gives its array as
+`__jax_array__` and, where it is a table, its rows as `rows(ids)`. Behind the door are plain arrays, so layers are those
+of Flax.
 """
 
 from __future__ import annotations

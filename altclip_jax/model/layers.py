@@ -17,7 +17,7 @@ from jax import Array
 from jax.typing import DTypeLike
 from jaxtyping import Float, Int
 
-from altclip_jax.model.door import is_stored
+from altclip_jax.model.door import enter, is_stored
 
 AttentionImplementation = Literal["plain", "xla", "cudnn"]
 Remat = bool | Literal["dots"]
@@ -298,22 +298,25 @@ class PreNormBlock(Part):
         config = self.config
         width, factor = config.hidden_size, config.initializer_factor
         by_depth = (2 * config.num_hidden_layers) ** -0.5
-        attended, weights = Attention(
+        attention = Attention(
             config,
             **self.settings,
             dropout_rate=config.attention_dropout,
             input_deviation=width**-0.5 * by_depth * factor,
             output_deviation=width**-0.5 * factor,
             name="attention",
-        )(self.norm("attention_norm")(x), bias, head_mask, output_attentions, deterministic)
-        x = x + attended
-        changed = MLP(
+        )
+        mlp = MLP(
             config,
             **self.settings,
             up_deviation=(2 * width) ** -0.5 * factor,
             down_deviation=width**-0.5 * by_depth * factor,
             name="mlp",
-        )(self.norm("mlp_norm")(x))
+        )
+        normed = self.norm("attention_norm")(x)
+        attended, weights = enter(attention, normed, bias, head_mask, output_attentions, deterministic)
+        x = x + attended
+        changed = enter(mlp, self.norm("mlp_norm")(x))
         return x + changed, weights
 
 
@@ -331,7 +334,7 @@ class PostNormBlock(Part):
     ) -> tuple[Array, Array | None]:
         """Returns the new states, and the attention weights when asked for."""
         config, deviation = self.config, self.config.initializer_factor
-        attended, weights = Attention(
+        attention = Attention(
             config,
             **self.settings,
             dropout_rate=config.attention_probs_dropout_prob,
@@ -339,9 +342,11 @@ class PostNormBlock(Part):
             output_deviation=deviation,
             position_embedding_type=config.position_embedding_type,
             name="attention",
-        )(x, bias, head_mask, output_attentions, deterministic)
+        )
+        mlp = MLP(config, **self.settings, up_deviation=deviation, down_deviation=deviation, name="mlp")
+        attended, weights = enter(attention, x, bias, head_mask, output_attentions, deterministic)
         attended = nn.Dropout(config.hidden_dropout_prob)(attended, deterministic=deterministic)
         x = self.norm("attention_norm")(x + attended)
-        changed = MLP(config, **self.settings, up_deviation=deviation, down_deviation=deviation, name="mlp")(x)
+        changed = enter(mlp, x)
         changed = nn.Dropout(config.hidden_dropout_prob)(changed, deterministic=deterministic)
         return self.norm("mlp_norm")(x + changed), weights

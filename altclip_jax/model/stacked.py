@@ -17,7 +17,6 @@ from flax import linen as nn
 from jax import Array, lax
 from jaxtyping import Float
 
-from altclip_jax.model.door import enter
 from altclip_jax.model.layers import Part
 
 STACK = "layers"  # the name of layers one behind the other, along a first axis
@@ -80,7 +79,7 @@ def run_layers(
     """
 
     def layer(block: nn.Module, x: Array, bias: Any, head_mask: Any) -> tuple[Array, Any]:
-        found: tuple[Array, Any] = enter(block, x, bias, head_mask, output_attentions, deterministic)
+        found: tuple[Array, Any] = block(x, bias, head_mask, output_attentions, deterministic)
         return found
 
     layer = _rematerialise(layer, tower.remat)

@@ -85,6 +85,7 @@ class TextTower(Part):
             default_positions = jnp.arange(x.shape[1])[None] + pad + 1
         x = x + types(jnp.zeros(x.shape[:2], jnp.int32) if token_type_ids is None else jnp.asarray(token_type_ids))
         if config.position_embedding_type != "absolute":
+            _ = positions.embedding  # a parameter of such models too, which nothing reads
             return x
         return x + positions(default_positions if position_ids is None else jnp.asarray(position_ids))
 

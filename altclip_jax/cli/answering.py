@@ -7,8 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from altclip_jax.cli.command import add_command, print_json
-from altclip_jax.cli.model import add_model_options, encoding_progress, load_model
+from altclip_jax.cli.command import add_command, add_model_options, encoding_progress, load_model, print_json
 
 _PICTURES = {".png", ".jpg", ".jpeg", ".webp", ".gif", ".bmp", ".tif", ".tiff"}
 

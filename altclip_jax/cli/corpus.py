@@ -11,8 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from altclip_jax.cli.answering import add_images, find_images
-from altclip_jax.cli.command import add_command, positive, print_json
-from altclip_jax.cli.model import add_model_options, encoding_progress, load_model
+from altclip_jax.cli.command import add_command, add_model_options, encoding_progress, load_model, positive, print_json
 from altclip_jax.cli.processes import add_process_options, joined
 
 if TYPE_CHECKING:

@@ -8,8 +8,15 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from altclip_jax.cli.command import add_command, positive, print_json
-from altclip_jax.cli.model import add_model_options, encoding_progress, load_model, several_encodings
+from altclip_jax.cli.command import (
+    add_command,
+    add_model_options,
+    encoding_progress,
+    load_model,
+    positive,
+    print_json,
+    several_encodings,
+)
 
 
 def add_commands(commands: Any) -> None:

@@ -8,9 +8,7 @@ import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from altclip_jax.cli.command import add_command, add_hub_options, print_json
-from altclip_jax.cli.model import add_dtype_options
-from altclip_jax.cli.quiet import quiet_storage
+from altclip_jax.cli.command import add_command, add_dtype_options, add_hub_options, print_json, quiet_storage
 
 if TYPE_CHECKING:
     from altclip_jax.inference.pipeline import AltCLIP

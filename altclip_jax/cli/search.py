@@ -9,8 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from altclip_jax.cli.command import add_command, positive, print_json
-from altclip_jax.cli.model import add_model_options, load_model
+from altclip_jax.cli.command import add_command, add_model_options, load_model, positive, print_json
 
 if TYPE_CHECKING:
     from altclip_jax.corpus.approximate import Approximation

@@ -7,9 +7,8 @@ import shlex
 import sys
 from typing import TYPE_CHECKING, Any
 
-from altclip_jax.cli.command import add_command, print_json
+from altclip_jax.cli.command import add_command, print_json, quiet_storage
 from altclip_jax.cli.processes import add_process_options, joined
-from altclip_jax.cli.quiet import quiet_storage
 from altclip_jax.exit_codes import ANOTHER_FAILED, ASKED_TO_STOP
 
 if TYPE_CHECKING:

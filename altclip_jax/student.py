@@ -27,9 +27,14 @@ from altclip_jax.files import hub
 from altclip_jax.files.json_file import read_json_object
 from altclip_jax.files.ownership import containing
 from altclip_jax.pretrained import AltCLIPModel, CLIPModel, TwoTowerModel
-from altclip_jax.processing.fit import picture_problems, tokenizer_problems
 from altclip_jax.processing.image import AltCLIPImageProcessor
-from altclip_jax.processing.processor import IMAGE_PROCESSOR, TOKENIZER, AltCLIPProcessor
+from altclip_jax.processing.processor import (
+    IMAGE_PROCESSOR,
+    TOKENIZER,
+    AltCLIPProcessor,
+    picture_problems,
+    tokenizer_problems,
+)
 from altclip_jax.processing.tokenizer import load_tokenizer
 from altclip_jax.quantization.files import refuse_quantized
 from altclip_jax.weights.convert import flatten, params_from_tensors, unflatten

@@ -9,8 +9,6 @@ from typing import Any
 
 from altclip_jax.cli.command import add_command, add_model_options, encoding_progress, load_model, print_json
 
-_PICTURES = {".png", ".jpg", ".jpeg", ".webp", ".gif", ".bmp", ".tif", ".tiff"}
-
 
 def add_commands(commands: Any) -> None:
     """Adds the commands of this file to the subparsers of `altclip`."""
@@ -74,17 +72,19 @@ def find_images(patterns: Sequence[str]) -> list[Path]:
     """
     import glob
 
+    from altclip_jax.processing.image_files import PICTURE_SUFFIXES
+
     files: list[Path] = []
     for pattern in patterns:
         path = Path(pattern)
         if path.is_dir():
-            found = sorted(file for file in path.rglob("*") if file.suffix.lower() in _PICTURES)
+            found = sorted(file for file in path.rglob("*") if file.suffix.lower() in PICTURE_SUFFIXES)
         elif path.exists():
             found = [path]
         else:
             found = sorted(Path(name) for name in glob.glob(pattern, recursive=True))  # noqa: PTH207 - patterns may be absolute
         if not found:
-            kinds = " ".join(sorted(_PICTURES))
+            kinds = " ".join(sorted(PICTURE_SUFFIXES))
             raise FileNotFoundError(f"{pattern}: no picture there. Give a file, a folder with {kinds}, or a pattern.")
         files += found
     return files

@@ -18,8 +18,8 @@ from altclip_jax.data.records import Records
 from altclip_jax.data.samples import Caption, ImageText, Picture, Roles, SampleError, captions_of, image_text_roles
 from altclip_jax.data.sources import SourceSpec, open_sources
 from altclip_jax.data.webdataset import IMAGE, Shards, sample_fields
+from altclip_jax.processing.image_files import PICTURE_SUFFIXES
 
-PICTURES = (".png", ".jpg", ".jpeg", ".webp", ".gif", ".bmp", ".tif", ".tiff")
 _TABLES = {".jsonl": "jsonl", ".ndjson": "jsonl", ".csv": "csv", ".tsv": "tsv"}
 
 
@@ -106,8 +106,8 @@ def open_corpus(
             continue
         if suffix not in openers:
             raise ValueError(
-                f"{paths[0]}: expected a folder of pictures, pictures ({' '.join(PICTURES)}), lists (.jsonl .csv .tsv),"
-                " webdataset shards (.tar), .parquet, or captions (.txt, a line each)."
+                f"{paths[0]}: expected a folder of pictures, pictures ({' '.join(PICTURE_SUFFIXES)}), lists (.jsonl"
+                " .csv .tsv), webdataset shards (.tar), .parquet, or captions (.txt, a line each)."
             )
         for path in map(Path, paths):
             state = path.stat()
@@ -124,18 +124,18 @@ def _files(inputs: Iterable[str]) -> Iterator[str]:
         if not Path(given).is_dir():
             yield from map(str, expanded(given))
             continue
-        found = sorted(str(file) for file in Path(given).rglob("*") if file.suffix.lower() in PICTURES)
+        found = sorted(str(file) for file in Path(given).rglob("*") if file.suffix.lower() in PICTURE_SUFFIXES)
         if not found:
             raise FileNotFoundError(
-                f"{given}: no picture there ({' '.join(PICTURES)}). Lists, shards and captions are named by their files"
-                f" or a pattern, such as '{Path(given) / '*.tar'}'."
+                f"{given}: no picture there ({' '.join(PICTURE_SUFFIXES)}). Lists, shards and captions are named by"
+                f" their files or a pattern, such as '{Path(given) / '*.tar'}'."
             )
         yield from found
 
 
 def _kind(path: str) -> str:
     suffix = Path(path).suffix.lower()
-    return "picture" if suffix in PICTURES else suffix
+    return "picture" if suffix in PICTURE_SUFFIXES else suffix
 
 
 class _PictureFiles:

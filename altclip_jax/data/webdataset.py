@@ -21,14 +21,14 @@ from altclip_jax.data.samples import (
     parse_fields,
     select_languages,
 )
+from altclip_jax.processing.image_files import PICTURE_SUFFIXES
 
 IMAGE = "image"
-IMAGE_ENDINGS = ("jpg", "jpeg", "png", "webp", "gif", "bmp")
 _COMPRESSED = {b"\x1f\x8b": "gzip", b"BZh": "bzip2", b"\xfd7zXZ": "xz", b"\x28\xb5\x2f\xfd": "zstd"}
 
 
 class WebDataset:
-    """A source of tar shards with key.jpg (or .jpeg, .png, .webp, .gif, .bmp) and key.txt or key.json.
+    """A source of tar shards with key.jpg (or another of `PICTURE_SUFFIXES`) and key.txt or key.json.
 
     The JSON holds "caption" or "captions", and perhaps "language"; the text stands in for it if it holds neither.
     """
@@ -122,7 +122,7 @@ class Shards:
             OSError: a shard cannot be read.
             ValueError: a shard is compressed.
         """
-        kinds = {**dict.fromkeys(IMAGE_ENDINGS, IMAGE), **others}
+        kinds = {**dict.fromkeys((suffix.removeprefix(".") for suffix in PICTURE_SUFFIXES), IMAGE), **others}
         self._columns = {kind: column for column, kind in enumerate(dict.fromkeys(kinds.values()))}
         self._files = OpenFiles()
         self._shards, faults = [], []

@@ -12,8 +12,8 @@ from altclip_jax.data.files import expanded
 from altclip_jax.data.records import Records
 from altclip_jax.data.samples import Picture, SampleError
 from altclip_jax.data.webdataset import IMAGE, Shards
+from altclip_jax.processing.image_files import PICTURE_SUFFIXES
 
-_PICTURES = {".png", ".jpg", ".jpeg", ".webp", ".gif", ".bmp", ".tif", ".tiff"}
 _TABLES = {".jsonl": "jsonl", ".ndjson": "jsonl", ".csv": "csv", ".tsv": "tsv"}
 _ROLES = {
     "image": ("image", "filepath", "file_name"),
@@ -61,7 +61,7 @@ def folder_pictures(folder: Path) -> list[Labelled]:
         for sub in sorted(folder.iterdir())
         if sub.is_dir()
         for file in sorted(sub.rglob("*"))
-        if file.suffix.lower() in _PICTURES
+        if file.suffix.lower() in PICTURE_SUFFIXES
     ]
 
 

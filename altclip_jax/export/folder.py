@@ -22,7 +22,6 @@ from altclip_jax.files.staging import Staging, refusals_explained
 from altclip_jax.inference.encoder import length_buckets
 from altclip_jax.inference.pipeline import AltCLIP
 from altclip_jax.processing.processor import AltCLIPProcessor
-from altclip_jax.processing.tokenizer import BaseTokenizer
 from altclip_jax.weights.safetensors_file import TensorSource, safetensors_blocks
 
 MANIFEST, WEIGHTS = "manifest.json", "weights.safetensors"
@@ -166,7 +165,7 @@ def _texts(clip: AltCLIP, files: _Files) -> dict[str, Any]:
     for name, data in sorted(there.items()):
         files.add(name, [data])
     tokenizer, limit = clip.processor.tokenizer, clip.text_limit
-    prefix, suffix = _around(tokenizer)
+    prefix, suffix = tokenizer.around
     return {
         "tokenizer": "tokenizer.json" if "tokenizer.json" in there else None,
         "max_length": limit,
@@ -178,10 +177,3 @@ def _texts(clip: AltCLIP, files: _Files) -> dict[str, Any]:
         "padding_side": tokenizer.padding_side,
         "truncation_side": tokenizer.truncation_side,
     }
-
-
-def _around(tokenizer: BaseTokenizer) -> tuple[list[int], list[int]]:
-    """Returns the ids that a tokenizer puts before and behind a text."""
-    whole, own = (tokenizer("a", add_special_tokens=special)["input_ids"] for special in (True, False))
-    first = next(place for place in range(len(whole)) if whole[place : place + len(own)] == own)
-    return whole[:first], whole[first + len(own) :]

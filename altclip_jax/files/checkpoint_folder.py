@@ -32,7 +32,8 @@ _SHARD = re.compile(r"(model|pytorch_model)-\d{5}-of-\d{5}\.(safetensors|bin)")
 VOCABULARIES = ("sentencepiece.bpe.model", "vocab.json", "merges.txt", "tokenizer.json")
 TOKENIZER_FILES = (*VOCABULARIES, "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json")
 IMAGE_FILES = ("preprocessor_config.json",)
-# Later versions of transformers keep the settings of pictures in the first, and prefer them.
+# transformers 5 reads the settings of pictures in the first if they are nested in it, 4.56.2 in the second: ours
+# must not stand beside other settings.
 IMAGE_FILES_REPLACED = ("processor_config.json", *IMAGE_FILES)
 PROCESSOR_FILES = (*TOKENIZER_FILES, *IMAGE_FILES_REPLACED)
 

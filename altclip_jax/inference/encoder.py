@@ -27,9 +27,8 @@ from altclip_jax.parallel import AXES, BATCH, batch_devices, gathered, local_mes
 from altclip_jax.pretrained import TwoTowerModel
 from altclip_jax.processing.image import AltCLIPImageProcessor
 from altclip_jax.processing.image_files import array_layout, walk_pictures
-from altclip_jax.processing.lengths import positive
 from altclip_jax.processing.processor import AltCLIPProcessor
-from altclip_jax.processing.tokenizer import BaseTokenizer
+from altclip_jax.processing.tokenizer import BaseTokenizer, positive
 from altclip_jax.weights.convert import Params
 
 LENGTH_BUCKETS = (8, 16, 24, 32, 48, 64, 96, 128, 192, 256, 384, 512)

@@ -19,8 +19,7 @@ from altclip_jax.inference.encoder import Embedded, Encoder, OnError, Progress, 
 from altclip_jax.model.layers import AttentionImplementation
 from altclip_jax.parallel import local_mesh
 from altclip_jax.pretrained import AltCLIPModel, CLIPModel, TwoTowerModel
-from altclip_jax.processing.fit import check_processor
-from altclip_jax.processing.processor import IMAGE_PROCESSOR, TOKENIZER, AltCLIPProcessor
+from altclip_jax.processing.processor import IMAGE_PROCESSOR, TOKENIZER, AltCLIPProcessor, check_processor
 from altclip_jax.quantization.rules import QuantizationRule
 from altclip_jax.weights.convert import Params, flatten
 from altclip_jax.weights.fingerprint import VERSION, Origin, fingerprint

@@ -12,10 +12,12 @@ import logging
 import math
 import operator
 import os
+import sys
 from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from numbers import Real
 from pathlib import Path
-from typing import Any, Literal, Self
+from typing import Any, Literal, Self, TypeVar
 
 import numpy as np
 from jaxtyping import Shaped, UInt8
@@ -33,8 +35,6 @@ from altclip_jax.processing.image_files import (
     load_picture,
     named_pictures,
 )
-from altclip_jax.processing.image_resize import center_crop, enlarge_window, target_size, with_channels
-from altclip_jax.processing.threads import in_threads, threads_for
 
 __all__ = ["AltCLIPImageProcessor", "ImageError"]
 
@@ -53,6 +53,10 @@ _LAYOUTS = ("channels_first", "channels_last")
 _WINDOW_PIXELS = 16_000_000
 
 _MeanStd = tuple[float | Sequence[float], float | Sequence[float]]
+
+_WORTH_A_THREAD = 4  # pictures from which threads gain more than it costs to start them
+Given = TypeVar("Given")
+Made = TypeVar("Made")
 
 _logger = logging.getLogger(__name__)
 
@@ -156,7 +160,7 @@ class AltCLIPImageProcessor:
         processor = self.replace(**overrides)
         cropped: Any = processor.crop_all(named_pictures(images), input_data_format, threads)
         normalize = functools.partial(processor.normalize, data_format=data_format)
-        prepared = in_threads(normalize, cropped, threads_for(cropped, threads))
+        prepared = _map_in_threads(normalize, cropped, _count_threads(cropped, threads))
         if return_tensors is None:
             return {"pixel_values": prepared}
         shapes = sorted({picture.shape for picture in prepared})
@@ -215,7 +219,7 @@ class AltCLIPImageProcessor:
                 " input_data_format."
             )
         if self.do_center_crop:
-            pixels = center_crop(pixels, self.crop_size["height"], self.crop_size["width"])
+            pixels = _center_crop(pixels, self.crop_size["height"], self.crop_size["width"])
         return pixels
 
     def normalize(
@@ -346,7 +350,7 @@ class AltCLIPImageProcessor:
             except caught as error:
                 return error
 
-        results = in_threads(tried, pictures, threads_for([picture for _, picture in pictures], threads))
+        results = _map_in_threads(tried, pictures, _count_threads([picture for _, picture in pictures], threads))
         problems = [result for result in results if isinstance(result, Exception)]
         if problems and on_error == "raise":
             raise ImageError("\n".join(map(str, problems))) from problems[0].__cause__
@@ -358,16 +362,16 @@ class AltCLIPImageProcessor:
         return results
 
     def _resize(self, image: Image.Image, name: str) -> UInt8[np.ndarray, "height width channels"]:
-        width, height = target = target_size(image.size, self.size)
+        width, height = target = _target_size(image.size, self.size)
         enlarged = self.resample == Image.Resampling.BICUBIC and width >= image.width and height >= image.height
         if width * height > _WINDOW_PIXELS and self.do_center_crop and enlarged and image.mode != "RGBA":
-            return enlarge_window(image, target, (self.crop_size["width"], self.crop_size["height"]))
+            return _enlarge_window(image, target, (self.crop_size["width"], self.crop_size["height"]))
         if width * height > self.max_pixels:
             raise ImageError(
                 f"{name} of {image.width}x{image.height} pixels would be resized to {width}x{height}, more than"
                 f" max_pixels={self.max_pixels:,}: cut it to a less extreme shape, or raise the limit."
             )
-        return with_channels(image.resize(target, resample=Image.Resampling(self.resample)))
+        return _with_channels(image.resize(target, resample=Image.Resampling(self.resample)))
 
 
 def _sides(value: Any, number_means: tuple[str, ...]) -> dict[str, int]:
@@ -464,3 +468,98 @@ def _lookup_table(factor: float | None, mean_std: _MeanStd | None) -> np.ndarray
     """The results for every value of every channel, (3, 256)."""
     values = np.repeat(np.arange(256, dtype=np.uint8)[:, None], 3, axis=1)
     return np.ascontiguousarray(_rescale_and_normalize(values, factor, mean_std).T)
+
+
+def _count_threads(items: Sequence[object], threads: int | None) -> int:
+    """Returns how many threads prepare items: those asked for, or the cores that this process may use.
+
+    One alone where an object is there twice: two threads must not decode the same opened picture.
+    """
+    if len({id(item) for item in items}) < len(items):
+        return 1
+    if threads is not None:
+        return max(1, min(threads, len(items)))
+    # Linux alone says how many of the machine's cores are ours
+    cores = len(os.sched_getaffinity(0)) if sys.platform == "linux" else os.cpu_count() or 1
+    return 1 if len(items) < _WORTH_A_THREAD else min(cores, len(items))
+
+
+def _map_in_threads(function: Callable[[Given], Made], items: Sequence[Given], threads: int) -> list[Made]:
+    """Returns what a function makes of each item, in order; Pillow and numpy let other threads run meanwhile."""
+    if threads == 1:
+        return [function(item) for item in items]
+    with ThreadPoolExecutor(threads, "altclip-pictures") as pool:
+        return list(pool.map(function, items))
+
+
+def _with_channels(image: Image.Image) -> UInt8[np.ndarray, "height width channels"]:
+    """Returns the pixels of an image, grey ones too, with an axis of channels."""
+    pixels = np.asarray(image)
+    return pixels if pixels.ndim == 3 else pixels[..., None]
+
+
+def _target_size(size: tuple[int, int], wanted: Mapping[str, int]) -> tuple[int, int]:
+    """Returns (width, height) to resize to; the long side is truncated, not rounded, as in the reference."""
+    if "height" in wanted:
+        return wanted["width"], wanted["height"]
+    width, height = size
+    short = wanted["shortest_edge"]
+    if width <= height:
+        return short, int(short * height / width)
+    return int(short * width / height), short
+
+
+def _center_crop(pixels: np.ndarray, height: int, width: int) -> np.ndarray:
+    """Cuts out the middle; a smaller picture gets black around it, the larger half above and on the left."""
+    have_height, have_width = pixels.shape[:2]
+    if have_height < height or have_width < width:
+        top, left = max(0, height - have_height + 1) // 2, max(0, width - have_width + 1) // 2
+        canvas = np.zeros((max(height, have_height), max(width, have_width), pixels.shape[2]), pixels.dtype)
+        canvas[top : top + have_height, left : left + have_width] = pixels
+        pixels = canvas
+    top, left = (pixels.shape[0] - height) // 2, (pixels.shape[1] - width) // 2
+    return pixels[top : top + height, left : left + width]
+
+
+def _enlarge_window(
+    image: Image.Image, target: tuple[int, int], crop: tuple[int, int]
+) -> UInt8[np.ndarray, "height width channels"]:
+    """Returns the part of the bicubic enlargement that its centre crop keeps, bit-equal to Pillow's, and makes no more.
+
+    1x10000 pixels with a short side of 224 would be 224x2240000. Pillow's own resize(box=...) takes the box in float32
+    and is off by up to 2 of 255. So this repeats Pillow's arithmetic: first along the rows, then along the columns,
+    weights of 22 bits, 8 bits between. (Only to enlarge: where the height shrinks Pillow 13 begins with the columns.)
+
+    Source: src/libImaging/Resample.c of Pillow.
+    """
+    columns, column_weights = _taps(image.width, target[0], crop[0])
+    rows, row_weights = _taps(image.height, target[1], crop[1])
+    left, top = int(columns.min()), int(rows.min())
+    needed = _with_channels(image.crop((left, top, int(columns.max()) + 1, int(rows.max()) + 1)))
+    wide = _weighted_sum(needed.swapaxes(0, 1), columns - left, column_weights).swapaxes(0, 1)
+    return _weighted_sum(wide, rows - top, row_weights)
+
+
+def _taps(have: int, target: int, crop: int) -> tuple[np.ndarray, np.ndarray]:
+    """Which source pixels make each pixel of the middle `crop` of `target`, and their weights; both (pixels, taps)."""
+    kept = min(crop, target)
+    centers = ((target - kept) // 2 + np.arange(kept) + 0.5) * (have / target)
+    first = np.maximum((centers - 1.5).astype(np.int64), 0)  # two source pixels to either side
+    indices = first[:, None] + np.arange(5)
+    distance = np.abs(indices - centers[:, None] + 0.5)
+    near = (1.5 * distance - 2.5) * distance * distance + 1.0
+    far = (((distance - 5.0) * distance + 8.0) * distance - 4.0) * -0.5
+    weights = np.where(distance < 1, near, np.where(distance < 2, far, 0.0))
+    weights[indices >= have] = 0.0
+    weights /= weights.sum(axis=1, keepdims=True)
+    fixed = np.trunc(weights * 2**22 + np.copysign(0.5, weights)).astype(np.int32)
+    return np.minimum(indices, have - 1), fixed
+
+
+def _weighted_sum(pixels: np.ndarray, indices: np.ndarray, weights: np.ndarray) -> np.ndarray:
+    """Combines the first axis of uint8 pixels (source, other, channels) as `_taps` says, one tap at a time."""
+    total = np.full((len(indices), *pixels.shape[1:]), 2**21, np.int32)
+    for tap in range(indices.shape[1]):
+        total += weights[:, tap, None, None] * pixels[indices[:, tap]]
+    levels: np.ndarray = np.clip(total >> 22, 0, 255)
+    return levels.astype(np.uint8)

@@ -15,6 +15,9 @@ import numpy as np
 from jaxtyping import Shaped
 from PIL import ExifTags, Image, UnidentifiedImageError
 
+# Of files, and of the members of tar shards, that are taken for pictures.
+PICTURE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".gif", ".bmp", ".tif", ".tiff")
+
 # What makes a picture upright, by its EXIF orientation.
 _TURNS = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,

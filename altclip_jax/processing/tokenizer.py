@@ -11,6 +11,7 @@ import abc
 import dataclasses
 import functools
 import os
+import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar, Self
@@ -20,7 +21,6 @@ import numpy as np
 from altclip_jax.files.checkpoint_folder import TOKENIZER_FILES, read_whole
 from altclip_jax.files.json_file import json_bytes, parse_json, read_json_object
 from altclip_jax.files.whole import replace_files
-from altclip_jax.processing.lengths import Padding, cut, padded, padded_length, positive, truncation_strategy
 from altclip_jax.processing.tokenizer_settings import (
     CLIP,
     CONFIG_FILE,
@@ -40,7 +40,10 @@ from altclip_jax.processing.vocabularies import (
     read_clip_files,
 )
 
+Padding = bool | str | Sequence[int]
+Ids = list[int]
 _JSON = "tokenizer.json"
+_TRUNCATIONS = ("longest_first", "only_first", "only_second")
 _ATTRIBUTES = (
     "model_max_length",
     "padding_side",
@@ -138,12 +141,12 @@ class BaseTokenizer:
             raise ValueError(f"padding_side={side!r} is neither 'right' nor 'left'.")
         max_length = positive("max_length", max_length)
         multiple = positive("pad_to_multiple_of", pad_to_multiple_of)
-        strategy = truncation_strategy(truncation, max_length, padding)
+        strategy = _choose_truncation(truncation, max_length, padding)
         limit = max_length or (self.model_max_length if self.model_max_length < NO_LIMIT // 10 else None)
         firsts, seconds = text_lists(text, text_pair)
         split = self.split_special_tokens if split_special_tokens is None else split_special_tokens
         rows = self._rows(firsts, seconds, add_special_tokens, strategy, limit, split)
-        length = padded_length(
+        length = _choose_length(
             max(map(len, rows), default=0),
             padding,
             limit=limit,
@@ -152,8 +155,8 @@ class BaseTokenizer:
         )
         masks = [[1] * len(row) for row in rows]
         if length is not None:
-            rows = [padded(row, length, self.pad_token_id, side) for row in rows]
-            masks = [padded(mask, length, 0, side) for mask in masks]
+            rows = [_pad(row, length, self.pad_token_id, side) for row in rows]
+            masks = [_pad(mask, length, 0, side) for mask in masks]
         single = isinstance(text, str) and return_tensors is None
         batch: dict[str, Any] = {"input_ids": rows, "attention_mask": masks}
         if single:
@@ -180,11 +183,11 @@ class BaseTokenizer:
         second_ids: Sequence[list[int] | None] = [None] * len(firsts)
         if seconds is not None:
             second_ids = self._vocabulary.encode(seconds, split_special_tokens)
-        around = len(self._joined([], None if seconds is None else [])) if add_special_tokens else 0
+        around = len(self._join([], None if seconds is None else [])) if add_special_tokens else 0
         rows = []
         for first, second in zip(first_ids, second_ids, strict=True):
             if strategy and limit is not None:
-                first, second = cut(
+                first, second = _cut(
                     first,
                     second,
                     limit - around,
@@ -192,7 +195,7 @@ class BaseTokenizer:
                     side=self.truncation_side,
                     spare_to_longer=self._vocabulary.spare_to_longer,
                 )
-            rows.append(self._joined(first, second) if add_special_tokens else [*first, *(second or ())])
+            rows.append(self._join(first, second) if add_special_tokens else [*first, *(second or ())])
         longest = self.model_max_length
         long = [f"text {place} is {len(row)} tokens long" for place, row in enumerate(rows) if len(row) > longest]
         if long:
@@ -203,7 +206,7 @@ class BaseTokenizer:
             )
         return rows
 
-    def _joined(self, first: list[int], second: list[int] | None) -> list[int]:
+    def _join(self, first: list[int], second: list[int] | None) -> list[int]:
         template = self._vocabulary.template
         if second is None:
             return [*template.prefix, *first, *template.suffix]
@@ -256,6 +259,11 @@ class BaseTokenizer:
     def batch_decode(self, rows: Any, **options: Any) -> list[str]:
         """Returns the text of each row of ids; see `decode`."""
         return [self.decode(row, **options) for row in rows]
+
+    @property
+    def around(self) -> tuple[list[int], list[int]]:
+        """The ids that it puts before and behind a text."""
+        return list(self._vocabulary.template.prefix), list(self._vocabulary.template.suffix)
 
     @property
     def all_special_tokens(self) -> list[str]:
@@ -473,3 +481,138 @@ def without_spaces(text: str) -> str:
     for ending in ("n't", "'m", "'s", "'ve", "'re"):
         text = text.replace(f" {ending}", ending)
     return text
+
+
+def _choose_truncation(truncation: bool | str | None, max_length: int | None, padding: Padding) -> str | None:
+    """Returns the name of a strategy, or None for no truncation.
+
+    If it is not said (None), a `max_length` without padding cuts, as in the reference.
+    """
+    if truncation is None and max_length is not None and padding is False:
+        truncation = True
+    if truncation is True:
+        return "longest_first"
+    if truncation is None or truncation is False or truncation == "do_not_truncate":
+        if max_length is not None and padding != "max_length":
+            warnings.warn(
+                f"max_length={max_length} does nothing here: pass truncation=True to cut to it, or"
+                " padding='max_length' to pad to it.",
+                stacklevel=3,
+            )
+        return None
+    if truncation not in _TRUNCATIONS:
+        raise ValueError(f"truncation={truncation!r} is not True, False or one of {', '.join(_TRUNCATIONS)}.")
+    return str(truncation)
+
+
+def positive(name: str, value: Any) -> int | None:
+    """Returns a whole number of at least 1, or None as it is."""
+    if value is None:
+        return None
+    try:
+        if isinstance(value, bool):
+            raise TypeError  # noqa: TRY301
+        number: int = value.__index__()
+    except (AttributeError, TypeError):
+        raise TypeError(f"{name}={value!r} is not a whole number.") from None
+    if number < 1:
+        raise ValueError(f"{name}={number} must be at least 1.")
+    return number
+
+
+def _cut(
+    first: Ids, second: Ids | None, room: int, strategy: str, *, side: str, spare_to_longer: bool
+) -> tuple[Ids, Ids | None]:
+    """Cuts a text or pair to `room` ids; of a pair, longest_first cuts the longer until both are as long.
+
+    If `room` is odd then, the longer text keeps one more with `spare_to_longer`, and otherwise the first.
+
+    Raises:
+        ValueError: there is no room, or the text that the strategy names is too short to make it.
+    """
+    if room < 0:
+        raise ValueError(f"max_length leaves no room: the special tokens alone are {-room} too many.")
+    surplus = len(first) + len(second or ()) - room
+    if surplus <= 0:
+        return first, second
+    if strategy == "longest_first" and second is not None:
+        left, right = _share(len(first), len(second), room, spare_to_longer)
+        return _keep(first, left, side), _keep(second, right, side)
+    named, other = (second, "first") if strategy == "only_second" else (first, "second")
+    if named is None:
+        raise ValueError("truncation='only_second' needs a text_pair to cut.")
+    if surplus > len(named):
+        raise ValueError(
+            f"truncation={strategy!r} cannot make the pair short enough: the {other} text alone is too long. Pass"
+            " truncation='longest_first'."
+        )
+    kept = _keep(named, len(named) - surplus, side)
+    return (first, kept) if strategy == "only_second" else (kept, second)
+
+
+def _choose_length(
+    longest: int, padding: Padding, *, limit: int | None, multiple: int | None, cut_to: int | None = None
+) -> int | None:
+    """Returns the length that all rows get, or None if each keeps its own.
+
+    Args:
+        longest: Of the rows, in ids.
+        padding: As in a tokenizer's call.
+        limit: The length of padding="max_length".
+        multiple: The result is one of this.
+        cut_to: What the rows were cut to, which must then be such a multiple itself.
+
+    Raises:
+        ValueError: an unknown padding, or one that the rows do not fit.
+        TypeError: lengths that are not whole numbers.
+    """
+    if padding is False or padding == "do_not_pad":
+        return None
+    if cut_to is not None and multiple is not None and cut_to % multiple:
+        raise ValueError(f"Texts are cut to {cut_to} tokens, which is no multiple of pad_to_multiple_of={multiple}.")
+    if padding is True or padding == "longest":
+        length = longest
+    elif padding == "max_length":
+        if limit is None:
+            raise ValueError("padding='max_length' needs max_length: this tokenizer has no limit of its own.")
+        length = max(limit, longest)
+    else:
+        length = _bucket(longest, padding)
+    return length if multiple is None else -(-length // multiple) * multiple
+
+
+def _pad(row: Ids, length: int, fill: int, side: str) -> Ids:
+    """Returns a row filled up to `length`."""
+    padding = [fill] * (length - len(row))
+    return row + padding if side == "right" else padding + row
+
+
+def _bucket(longest: int, padding: Any) -> int:
+    expected = "True, False, 'longest', 'max_length' or a sequence of whole numbers"
+    if isinstance(padding, str):
+        raise ValueError(f"padding={padding!r} is not {expected}.")  # noqa: TRY004
+    try:
+        lengths = sorted(number for value in padding if (number := positive("a padding length", value)) is not None)
+    except TypeError:
+        raise TypeError(f"padding={padding!r} is not {expected}.") from None
+    fitting = [length for length in lengths if length >= longest]
+    if not fitting:
+        raise ValueError(
+            f"The longest text has {longest} tokens and the largest padding length is {max(lengths, default=0)}: add a"
+            " larger one, or pass truncation=True and max_length."
+        )
+    return fitting[0]
+
+
+def _share(first: int, second: int, room: int, spare_to_longer: bool) -> tuple[int, int]:
+    """Returns how much of two lengths, together more than `room`, is kept."""
+    half, spare = room // 2, room % 2
+    if first <= half:
+        return first, room - first
+    if second <= half:
+        return room - second, second
+    return (half, half + spare) if spare_to_longer and second >= first else (half + spare, half)
+
+
+def _keep(row: Ids, length: int, side: str) -> Ids:
+    return row[:length] if side == "right" else row[len(row) - length :]

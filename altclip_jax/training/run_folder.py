@@ -27,9 +27,8 @@ from altclip_jax.files.staging import refusals_explained
 from altclip_jax.files.whole import replace_files
 from altclip_jax.machine import default_device
 from altclip_jax.pretrained import AltCLIPModel, CLIPModel, TwoTowerModel
-from altclip_jax.processing.fit import load_processor
 from altclip_jax.processing.image import AltCLIPImageProcessor
-from altclip_jax.processing.processor import IMAGE_PROCESSOR, TOKENIZER, AltCLIPProcessor
+from altclip_jax.processing.processor import IMAGE_PROCESSOR, TOKENIZER, AltCLIPProcessor, load_processor
 from altclip_jax.quantization.files import refuse_quantized
 from altclip_jax.training.checkpoint import CheckpointStore, load_tree, save_tree
 from altclip_jax.training.config import RunConfig

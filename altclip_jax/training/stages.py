@@ -24,8 +24,7 @@ from altclip_jax.evaluation.collection import collect
 from altclip_jax.files.checkpoint_folder import read_whole
 from altclip_jax.model.vision import VisionTower
 from altclip_jax.pretrained import CLIPTextModel, CLIPTextModelWithProjection, TwoTowerModel
-from altclip_jax.processing.fit import check_tokenizer, load_processor
-from altclip_jax.processing.processor import TOKENIZER, AltCLIPProcessor
+from altclip_jax.processing.processor import TOKENIZER, AltCLIPProcessor, check_tokenizer, load_processor
 from altclip_jax.processing.tokenizer import load_tokenizer
 from altclip_jax.sweep import Encode, Piece, Sweep, join
 from altclip_jax.training.config import RunConfig, SourceSettings

@@ -18,8 +18,8 @@ from altclip_jax import (
     CLIPTokenizer,
 )
 from altclip_jax.assets import default_checkpoint
-from altclip_jax.processing.fit import check_processor, picture_problems, tokenizer_problems
 from altclip_jax.processing.image import AltCLIPImageProcessor
+from altclip_jax.processing.processor import check_processor, picture_problems, tokenizer_problems
 
 ROOT = Path(__file__).parents[2]
 DEFAULT = default_checkpoint()
@@ -190,6 +190,12 @@ def test_the_tokenizers_of_the_two_families_are_told_apart(xlmr, clip_tokenizer)
         assert "ends texts with id 2" in problem
         assert words in problem
     assert len(list(tokenizer_problems(AltCLIPTextConfig(), clip_tokenizer))) == 3
+
+
+def test_a_tokenizer_with_room_for_no_text_is_told():
+    tokenizer = AltCLIPTokenizer.from_pretrained(ROOT / "tests" / "data" / "xlmr", model_max_length=1)
+    (problem,) = tokenizer_problems(AltCLIPTextConfig(), tokenizer)
+    assert "model_max_length=1 and puts 2 ids around every text" in problem
 
 
 def test_an_added_token_beyond_a_gap_counts(tmp_path):

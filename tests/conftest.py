@@ -71,7 +71,7 @@ corpus/test_command.py corpus/test_embed.py corpus/test_search_command.py
 documents/test_api.py documents/test_blocks.py documents/test_errors.py documents/test_from_transformers.py
 evaluation/benchmarks evaluation/test_command.py
 export
-inference/test_compiled.py
+inference/test_encoder.py
 model/test_clip.py model/test_door.py model/test_quantized.py model/test_stacked.py model/test_transforms.py
 parallel/test_distributed.py parallel/test_loading_in_processes.py parallel/test_pmap_encoders.py
 parity

@@ -8,6 +8,8 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING, Any
 
+from altclip_jax.version import __version__ as __version__
+
 if TYPE_CHECKING:
     from altclip_jax.config import (
         AltCLIPConfig,
@@ -42,7 +44,6 @@ if TYPE_CHECKING:
     from altclip_jax.processing.processor import AltCLIPProcessor
     from altclip_jax.processing.tokenizer import AltCLIPTokenizer, CLIPTokenizer, load_tokenizer
 
-__version__ = "0.2.0"
 
 _HOMES = {
     # the one convenient object

@@ -14,7 +14,6 @@ import jax
 import jax.export
 import numpy as np
 
-import altclip_jax
 from altclip_jax.export.executables import check_sizes, compiled, fingerprint
 from altclip_jax.export.programs import PictureForm, Program, limits, lower, programs_of
 from altclip_jax.files.ownership import refuse_others
@@ -22,6 +21,7 @@ from altclip_jax.files.staging import Staging, refusals_explained
 from altclip_jax.inference.encoder import length_buckets
 from altclip_jax.inference.pipeline import AltCLIP
 from altclip_jax.processing.processor import AltCLIPProcessor
+from altclip_jax.version import __version__
 from altclip_jax.weights.safetensors_file import TensorSource, safetensors_blocks
 
 MANIFEST, WEIGHTS = "manifest.json", "weights.safetensors"
@@ -146,7 +146,7 @@ def _origin(clip: AltCLIP, exported: jax.export.Exported, normalize: bool, pictu
     return {
         "format": FORMAT,
         "version": VERSION,
-        "made_by": {"altclip_jax": altclip_jax.__version__, "jax": jax.__version__},
+        "made_by": {"altclip_jax": __version__, "jax": jax.__version__},
         "calling_convention_version": exported.calling_convention_version,
         "model": clip.name,
         "platforms": list(exported.platforms),

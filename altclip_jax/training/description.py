@@ -11,9 +11,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path, PurePath
 from typing import Any
 
-import altclip_jax
 from altclip_jax.data.files import expanded, matching, named_within
 from altclip_jax.training.config import RunConfig, SourceSettings
+from altclip_jax.version import __version__
 
 Files = list[list[Any]]  # of a source, in order: [name, bytes]
 
@@ -65,7 +65,7 @@ def describe(config: RunConfig, files: Sequence[Files]) -> dict[str, Any]:
         config: What the run is.
         files: From `files_of`, of `data.train`: they are looked at once, when the run starts.
     """
-    by = {"altclip_jax": altclip_jax.__version__, "format": FORMAT}
+    by = {"altclip_jax": __version__, "format": FORMAT}
     return {"written_by": by, **config.to_dict(), "files": list(files)}
 
 

@@ -24,11 +24,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-import altclip_jax
 from altclip_jax.files.checkpoint_folder import ORBAX
 from altclip_jax.files.json_file import read_json_object, write_json
 from altclip_jax.files.user_cache import user_cache
 from altclip_jax.quantization.leaves import QuantizedArray, split_leaves
+from altclip_jax.version import __version__
 from altclip_jax.weights.convert import Params, flatten
 
 VERSION = 2
@@ -95,7 +95,7 @@ class Origin:
             return fingerprint(params)
         shapes = [f"{path} {array.shape} {array.dtype}" for path, array in sorted(arrays.items())]
         made_of = [str(self._folder.resolve()), self._state, self._how, _few_bits(params), shapes]
-        key = [VERSION, altclip_jax.__version__, *made_of]
+        key = [VERSION, __version__, *made_of]
         name = hashlib.sha256(json.dumps(key).encode()).hexdigest()
         cache = user_cache()
         kept = None if cache is None else cache / "fingerprints" / f"{name}.json"

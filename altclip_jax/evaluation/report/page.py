@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Mapping, Sequence
 
-import altclip_jax
 from altclip_jax.evaluation.report.gallery import Gallery
 from altclip_jax.evaluation.report.markup import Content, Markup, tag
+from altclip_jax.version import __version__
 
 _STYLE = """
 :root { color-scheme: light dark; --text: #1b1f24; --soft: #5b6570; --page: #fff; --line: #d5dae0;
@@ -54,7 +54,7 @@ def page(title: str, facts: Iterable[str], sections: Content, gallery: Gallery) 
         tag("style", Markup(_STYLE)),
     )
     lines = [tag("div", fact, class_="soft") for fact in facts]
-    end = tag("p", f"altclip-jax {altclip_jax.__version__}", class_="soft")
+    end = tag("p", f"altclip-jax {__version__}", class_="soft")
     body = tag("body", gallery.definitions(), tag("h1", title), lines, sections, end)
     return f"<!doctype html>\n{tag('html', head, body, lang='en')}\n".encode()
 

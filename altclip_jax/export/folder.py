@@ -17,7 +17,7 @@ import numpy as np
 from altclip_jax.export.executables import check_sizes, compiled, fingerprint
 from altclip_jax.export.programs import PictureForm, Program, limits, lower, programs_of
 from altclip_jax.files.ownership import refuse_others
-from altclip_jax.files.staging import Staging, refusals_explained
+from altclip_jax.files.whole import Change, settle
 from altclip_jax.inference.encoder import length_buckets
 from altclip_jax.inference.pipeline import AltCLIP
 from altclip_jax.processing.processor import AltCLIPProcessor
@@ -74,11 +74,10 @@ def export_program(
     for shape in wanted:
         if _program_for(shape) not in programs:
             raise ValueError(f"An executable for {shape} is one of the program {_program_for(shape)!r}: export that.")
+    settle(folder)
     refuse_others(folder, "programs")
-    with refusals_explained(folder):
-        folder.mkdir(parents=True, exist_ok=True)
-    with Staging(folder) as staging:
-        files = _Files(staging)
+    with Change(folder) as change:
+        files = _Files(change)
         described: dict[str, Any] = {}
         compiled_ones = []
         for program in made:
@@ -102,28 +101,29 @@ def export_program(
             "executables": {"machine": fingerprint(), "files": compiled_ones} if compiled_ones else None,
             "texts": _texts(clip, files),
         }
-        staging.add(MANIFEST, [(json.dumps(manifest, indent=2, ensure_ascii=False) + "\n").encode()])
-        staging.install(stale=_OF_EARLIER_EXPORTS)
+        change.add(MANIFEST, [(json.dumps(manifest, indent=2, ensure_ascii=False) + "\n").encode()])
+        earlier = sorted(path.name for path in folder.iterdir() if _OF_EARLIER_EXPORTS.fullmatch(path.name))
+        change.install([MANIFEST, *earlier])
     return manifest
 
 
 class _Files:
-    """Adds files to a staging, and tells what a manifest says of each."""
+    """Adds files to a change, and tells what a manifest says of each."""
 
-    def __init__(self, staging: Staging):
-        self._staging = staging
+    def __init__(self, change: Change):
+        self._change = change
 
     def add(self, name: str, blocks: Iterable[bytes | memoryview]) -> dict[str, Any]:
         digest, size = hashlib.sha256(), 0
 
-        def counted() -> Iterator[bytes | memoryview]:
+        def count() -> Iterator[bytes | memoryview]:
             nonlocal size
             for block in blocks:
                 digest.update(block)
                 size += len(block)
                 yield block
 
-        self._staging.add(name, counted())
+        self._change.add(name, count())
         return {"file": name, "bytes": size, "sha256": digest.hexdigest()}
 
 

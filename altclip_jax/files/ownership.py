@@ -14,6 +14,7 @@ from typing import Any, Literal
 
 from altclip_jax.files.json_file import read_json_object, write_json
 from altclip_jax.files.staging import staged_name
+from altclip_jax.files.whole import LOCK, PLACE
 from altclip_jax.sentences import list_some
 
 Kind = Literal["store", "run", "index", "programs"]
@@ -25,9 +26,9 @@ _WRITTEN_BY: dict[Kind, str] = {
     "index": "altclip index",
     "programs": "altclip export --format stablehlo",
 }
-# Beside the temporary files of a kill this counts as nothing: what a run of 0.1.0 wrote before all else, and what
-# systems put into every folder.
-_NOTHING = {".lock", "lost+found", ".DS_Store"}
+# Beside the temporary files of a kill this counts as nothing: what a run of 0.1.0 wrote before all else, what systems
+# put into every folder, and what a change keeps.
+_NOTHING = {".lock", "lost+found", ".DS_Store", PLACE, LOCK}
 _SHOWN = 5
 
 

@@ -53,14 +53,11 @@ class Staging:
         temporary = self._staged[name] = self._folder / f".{name}.{self._token}.tmp"
         write_new(temporary, blocks, self._folder / name)
 
-    def install(self, stale: re.Pattern[str] | None = None) -> list[Path]:
+    def install(self) -> list[Path]:
         """Give the staged files their names, the one that was added last as the last.
 
         That one is taken for an index: where names of other files are in use, the old index is moved away
         first and comes back if anything fails, so that it never stands beside files that are not its own.
-
-        Args:
-            stale: other files of the folder whose whole name matches are removed in the end.
 
         Returns:
             The new files.
@@ -79,10 +76,6 @@ class Staging:
             sync_folder(self._folder)
             for old in set_aside:
                 old.unlink()
-            if stale is not None:
-                for entry in list(self._folder.iterdir()):
-                    if stale.fullmatch(entry.name) and entry not in targets:
-                        entry.unlink()
         return targets
 
     def _set_aside(self, targets: list[Path], undo: contextlib.ExitStack) -> list[Path]:

@@ -32,7 +32,7 @@ from altclip_jax.files.json_file import parse_json
 from altclip_jax.files.lock import ALLOWED, hold_in_turn
 from altclip_jax.files.staging import is_plain_name, refusals_explained, sync_folder, write_new
 
-_PLACE, _LOCK, _JOURNAL = ".altclip_jax.save", ".altclip_jax.save.lock", "journal.json"
+PLACE, LOCK, _JOURNAL = ".altclip_jax.save", ".altclip_jax.save.lock", "journal.json"
 _ATTEMPTS = 8
 _WITHOUT_LOCK = 2  # attempts to read before those who save are kept waiting
 _PATIENCE = 2.0  # seconds until who may not write believes that a save was killed
@@ -50,7 +50,7 @@ class Change:
 
     def __init__(self, folder: str | os.PathLike[str]):
         self.folder = Path(folder)
-        self.staged = self.folder / _PLACE / "new"
+        self.staged = self.folder / PLACE / "new"
         self._held = contextlib.ExitStack()
 
     def __enter__(self) -> Self:
@@ -63,7 +63,7 @@ class Change:
             entered.callback(_clear, self.folder)
             with refusals_explained(self.folder):
                 self.staged.mkdir(parents=True)
-                (self.folder / _PLACE / "old").mkdir()
+                (self.folder / PLACE / "old").mkdir()
             self._held = entered.pop_all()
         return self
 
@@ -102,10 +102,10 @@ class Change:
                     raise
         with contextlib.suppress(OSError):  # it is done
             sync_folder(self.folder)
-            sync_folder(self.folder / _PLACE)
+            sync_folder(self.folder / PLACE)
 
     def _exchange(self, old: list[str], new: list[str]) -> None:
-        place = self.folder / _PLACE
+        place = self.folder / PLACE
         told = {"old": old, "new": [[name, *_identity(self.staged / name)] for name in new]}
         write_new(place / f"{_JOURNAL}.tmp", [json.dumps(told).encode()], place / _JOURNAL)
         (place / f"{_JOURNAL}.tmp").replace(place / _JOURNAL)
@@ -169,7 +169,7 @@ def settle(folder: Path) -> None:
     Raises:
         OSError: it cannot be done; the message says who can.
     """
-    journal = folder / _PLACE / _JOURNAL
+    journal = folder / PLACE / _JOURNAL
     if not journal.is_file():
         return
     try:
@@ -193,8 +193,8 @@ def settle(folder: Path) -> None:
 @contextlib.contextmanager
 def _turn(folder: Path) -> Iterator[None]:
     """Holds the lock of a folder in which no other change is left, neither done nor half done."""
-    with hold_in_turn(folder / _LOCK) as guarded:
-        if (folder / _PLACE).exists():
+    with hold_in_turn(folder / LOCK) as guarded:
+        if (folder / PLACE).exists():
             if not guarded and os.environ.get(ALLOWED) != "1":
                 raise OSError(
                     f"Another process saves into {folder}, or was killed while it did: where there are no file locks,"
@@ -202,14 +202,14 @@ def _turn(folder: Path) -> Iterator[None]:
                 )
             with refusals_explained(folder):
                 _undo(folder)
-                shutil.rmtree(folder / _PLACE)
+                shutil.rmtree(folder / PLACE)
         yield
 
 
 def _clear(folder: Path) -> None:
     """Removes what a change kept, unless it is still needed to undo it."""
-    if not (folder / _PLACE / _JOURNAL).exists():
-        shutil.rmtree(folder / _PLACE, ignore_errors=True)
+    if not (folder / PLACE / _JOURNAL).exists():
+        shutil.rmtree(folder / PLACE, ignore_errors=True)
 
 
 def _remove_if_empty(folder: Path) -> None:
@@ -219,7 +219,7 @@ def _remove_if_empty(folder: Path) -> None:
 
 def _undo(folder: Path) -> None:
     """Puts the files of a change that was not done back to where they were; may be killed and done again."""
-    place = folder / _PLACE
+    place = folder / PLACE
     if not (place / _JOURNAL).exists():
         return
     old, new = _told(place)
@@ -252,7 +252,7 @@ def _told(place: Path) -> tuple[list[str], dict[str, list[Any]]]:
 
 def _is_expected(folder: Path, name: str, old: Sequence[str], new: Mapping[str, list[Any]]) -> bool:
     """Tells whether what has a name is what the change has left there, and nothing that came later."""
-    place = folder / _PLACE
+    place = folder / PLACE
     if not os.path.lexists(folder / name):
         return True
     if name in new and not os.path.lexists(place / "new" / name):
@@ -268,7 +268,7 @@ def _identity(path: Path) -> list[Any]:
 
 def _state(folder: Path, names: Sequence[str]) -> list[Any]:
     found: list[Any] = []
-    for name in (*names, f"{_PLACE}/{_JOURNAL}"):
+    for name in (*names, f"{PLACE}/{_JOURNAL}"):
         with contextlib.suppress(OSError):
             state = (folder / name).stat()
             found.append((name, state.st_ino, state.st_size, state.st_mtime_ns, state.st_ctime_ns))

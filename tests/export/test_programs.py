@@ -10,6 +10,7 @@ from altclip_jax import AltCLIP, AltCLIPConfig, AltCLIPModel
 from altclip_jax.assets import PICTURES
 from altclip_jax.export import programs
 from altclip_jax.export.folder import export_program
+from altclip_jax.files import whole
 from altclip_jax.inference.encoder import encode_images, encode_text
 
 SHAPES = ((1, 1), (3, 17), (8, 64))
@@ -179,6 +180,26 @@ def test_programs_take_no_place_of_others(clip, tmp_path):
     with pytest.raises(FileExistsError, match="is not empty, and `altclip export --format stablehlo` has not written"):
         export_program(clip, tmp_path, programs=["text"], weights="inside")
     assert (tmp_path / "weights.safetensors").read_bytes() == b"of the user"
+
+
+def test_an_export_that_was_killed_is_undone_by_the_next(clip, tmp_path, monkeypatch):
+    class Killed(BaseException):
+        pass
+
+    def die(*_):
+        raise Killed
+
+    export_program(clip, tmp_path, programs=["text"])
+    with monkeypatch.context() as killing:
+        killing.setattr(whole, "_undo", die)  # nobody puts anything back, as after a kill
+        killing.setattr(whole, "sync_folder", lambda folder: die() if folder == tmp_path else None)
+        with pytest.raises(Killed):
+            export_program(clip, tmp_path, programs=["image"])
+    assert not (tmp_path / "manifest.json").exists()
+    export_program(clip, tmp_path, programs=["image"])
+    names = {path.name for path in tmp_path.iterdir()}
+    assert {"manifest.json", "image.jax_export"} <= names
+    assert not [name for name in names if name.startswith((".", "text"))]
 
 
 def test_a_new_export_replaces_an_old_one_whole(clip, tmp_path):

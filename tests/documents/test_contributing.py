@@ -1,5 +1,6 @@
 """What CONTRIBUTING.md and the READMEs of scripts/ name is there."""
 
+import ast
 import importlib.util
 import re
 from pathlib import Path
@@ -26,3 +27,12 @@ def test_every_program_exists(name):
     text = (ROOT / name).read_text(encoding="utf-8")
     for module in re.findall(r"python -m (scripts[\w.]*\w)", text):
         assert importlib.util.find_spec(module) is not None, module
+
+
+@pytest.mark.parametrize("name", ["AS_FOR_USERS", "SLOW"])
+def test_what_the_tests_treat_otherwise_exists(name):
+    tree = ast.parse((ROOT / "tests" / "conftest.py").read_text(encoding="utf-8"))
+    (value,) = [node.value for node in tree.body if isinstance(node, ast.Assign) and ast.unparse(node.targets) == name]
+    paths = eval(ast.unparse(value))
+    assert paths
+    assert [path for path in paths if not (ROOT / "tests" / path).exists()] == []

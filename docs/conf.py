@@ -33,7 +33,10 @@ nitpicky = True
 nitpick_ignore_regex = [
     (r"py:.*", r"(?!altclip_jax\b).*"),
     (r"py:.*", r".*\._\w+"),  # private bases
-    (r"py:.*", r"altclip_jax\.(inference\.pmapped\.Tree|data\.s\w+\.(Any|)(Source|Sample))"),  # type variables
+    (
+        r"py:.*",
+        r"altclip_jax\.(inference\.pmapped\.Tree|distributed\.Result|data\.batches\.(Job|Done|Batch)|data\.s\w+\.(Any|)(Source|Sample))",
+    ),  # type variables
 ]
 
 

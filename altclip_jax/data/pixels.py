@@ -32,6 +32,12 @@ class Pixels:
         self._size = width, height
         self._processor, self._augmentation = processor, augmentation
 
+    @property
+    def table(self) -> Float[np.ndarray, "3 256"]:
+        """What the levels of each channel are as pixel values, for who looks them up on the devices."""
+        levels = np.repeat(np.arange(256, dtype=np.uint8)[:, None, None], 3, axis=2)
+        return self._processor.normalize(levels)[:, :, 0]
+
     def __call__(
         self, name: str, picture: Picture, generator: np.random.Generator | None
     ) -> Float[np.ndarray, "3 height width"]:

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, Generic, NamedTuple, TypedDict, Unpack
 
 import numpy as np
-from jaxtyping import Bool, Int32, Integer
+from jaxtyping import Bool, Float, Int32, Integer
 
 from altclip_jax.data.augment import Augmentation, generator_for
 from altclip_jax.data.bad_samples import BadSamples
@@ -132,8 +132,9 @@ class Stream(Generic[AnySource]):
 class ImageTextStream(Stream[ImageTextSource]):
     """Pictures with one of their captions each.
 
-    Arrays: input_ids and attention_mask, int32 (rows, max_length); pixel_values, float32 (rows, 3, height, width);
-    example and picture, int64 (rows,), the ids of the sample and of its picture over all sources.
+    Arrays: input_ids and attention_mask, int32 (rows, max_length); pixel_values, float32 (rows, 3, height, width), or
+    pictures, uint8 (rows, height, width, 3), which are a quarter of that and become it by `pixel_table`; example and
+    picture, int64 (rows,), the ids of the sample and of its picture over all sources.
     """
 
     def __init__(
@@ -145,6 +146,7 @@ class ImageTextStream(Stream[ImageTextSource]):
         max_length: int,
         augmentation: Augmentation | None = None,
         decode_images: bool = True,
+        as_bytes: bool = False,
         languages: Mapping[str, float] | None = None,
     ):
         """Lays out the order.
@@ -156,6 +158,7 @@ class ImageTextStream(Stream[ImageTextSource]):
             max_length: Captions are cut and padded to this many tokens.
             augmentation: Of `load`, not of walks over everything.
             decode_images: Without, there are no pixel_values and pictures are not read: their features are known.
+            as_bytes: Give pictures instead of pixel_values.
             languages: How likely each language is where a sample has captions in several; those that are not named
                 weigh 1. None: each caption of a sample is as likely as the others.
 
@@ -170,12 +173,18 @@ class ImageTextStream(Stream[ImageTextSource]):
         self._languages = None if languages is None else dict(languages)
         self._augmented = augmentation is not None and not augmentation.is_off
         self._pixels = Pixels(processor.image_processor, augmentation or Augmentation()) if decode_images else None
+        self._as_bytes = as_bytes
         self._first_pictures = np.cumsum([0, *(source.first_picture(len(source)) for source in sources.sources)])
 
     @property
     def picture_count(self) -> int:
         """The number of pictures in all sources; their ids are less."""
         return int(self._first_pictures[-1])
+
+    @property
+    def pixel_table(self) -> Float[np.ndarray, "3 256"] | None:
+        """What makes pixel_values of pictures; None where batches have no pictures."""
+        return self._pixels.table if self._pixels is not None and self._as_bytes else None
 
     def collate(self, rows: Sequence[Loaded]) -> dict[str, np.ndarray]:
         """Makes arrays of loaded rows; which, is decided by what was loaded."""
@@ -186,7 +195,8 @@ class ImageTextStream(Stream[ImageTextSource]):
         if "picture" in values[0]:
             arrays["picture"] = np.array([value["picture"] for value in values], np.int64)
         if "pixels" in values[0]:
-            arrays["pixel_values"] = np.stack([value["pixels"] for value in values])
+            name = "pictures" if self._as_bytes else "pixel_values"
+            arrays[name] = np.stack([value["pixels"] for value in values])
         return arrays
 
     def all_examples(self, batch_size: int, **options: Unpack[WalkOptions]) -> Iterator[HostBatch]:
@@ -248,7 +258,8 @@ class ImageTextStream(Stream[ImageTextSource]):
         if pictured:
             values["picture"] = self._picture_id(job)
             if self._pixels is not None:
-                values["pixels"] = self._pixels(sample.name, sample.pictures[job.picture], generator)
+                decode = self._pixels.cropped if self._as_bytes else self._pixels
+                values["pixels"] = decode(sample.name, sample.pictures[job.picture], generator)
         return Loaded(self._example(job), sample.name, caption.language if caption else None, values)
 
     def _picture_id(self, job: _Picked) -> int:

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import math
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import optax
 from jax.sharding import Mesh
@@ -42,6 +44,7 @@ class Run:
     first_state: Callable[[], TrainState]
     step: Callable[[TrainState, dict[str, jax.Array]], tuple[TrainState, dict[str, jax.Array]]]  # takes the state away
     batches: Callable[[int], Batches]  # from a step on, placed on the mesh
+    normalize: Callable[[dict[str, jax.Array]], dict[str, jax.Array]]  # makes pixel_values of a batch's pictures
     evaluate: Evaluate | None  # None without data for it
     schedule: optax.Schedule
     flops: Callable[[dict[str, jax.Array]], float]  # of a step with such a batch, see `model_flops`
@@ -98,6 +101,18 @@ def build(
         taken = {name: rows for name, rows in whole.items() if name not in IDS}
         return parallel.place_batch(mesh, taken, config.batch_size, mine)
 
+    @functools.partial(jax.jit, out_shardings=parallel.sharding(mesh, parallel.BATCH))
+    def look_up(pictures: jax.Array) -> jax.Array:
+        table = jnp.asarray(parts.pixel_table)  # by arithmetic the last bit may be another one than numpy's
+        channels = [jnp.take(table[channel], pictures[..., channel], axis=0, mode="clip") for channel in range(3)]
+        return jnp.stack(channels, axis=1)
+
+    def normalize(arrays: dict[str, jax.Array]) -> dict[str, jax.Array]:
+        if "pictures" not in arrays:
+            return arrays
+        rest = {name: rows for name, rows in arrays.items() if name != "pictures"}
+        return {**rest, "pixel_values": look_up(arrays["pictures"])}
+
     def batches(first_step: int) -> Batches:
         data = config.data
         return Batches(
@@ -112,6 +127,10 @@ def build(
             bad_samples=BadSamples(folder / "bad_samples.jsonl", max_bad_share=data.max_bad_share, logs=leads),
             place=place,
         )
+
+    def flops(arrays: dict[str, jax.Array]) -> float:
+        inputs = jax.eval_shape(normalize, arrays)
+        return model_flops(parts.objective, trained_shapes, parts.locked, parts.helper, inputs)
 
     def first_state() -> TrainState:
         nonlocal trained
@@ -128,9 +147,10 @@ def build(
         model=model,
         abstract=built.state,
         first_state=first_state,
-        step=lambda state, arrays: built.function(state, parts.locked, parts.helper, arrays),
+        step=lambda state, arrays: built.function(state, parts.locked, parts.helper, normalize(arrays)),
         batches=batches,
+        normalize=normalize,
         evaluate=parts.evaluate,
         schedule=make_schedule(config.optimizer, config.steps),
-        flops=lambda arrays: model_flops(parts.objective, trained_shapes, parts.locked, parts.helper, arrays),
+        flops=flops,
     )

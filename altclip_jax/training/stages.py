@@ -119,6 +119,7 @@ class Parts:
         objective: What is learned.
         stream: The batches.
         lookup: Features that stand in them instead of what they were computed of.
+        pixel_table: What makes pixel_values of their pictures, see `ImageTextStream`; None without pictures.
         locked: What a step reads and does not change, on the mesh.
         helper: The teacher's parameters, on the mesh; empty without one.
         evaluate: None without data for it.
@@ -127,6 +128,7 @@ class Parts:
     objective: Objective
     stream: Stream[Any]
     lookup: Lookup | None
+    pixel_table: np.ndarray | None = None
     locked: Params
     helper: Params
     evaluate: Evaluate | None
@@ -141,7 +143,8 @@ def contrastive(builder: Builder) -> Parts:
     processor = AltCLIPProcessor(processor.image_processor.orient(data.orientation), processor.tokenizer)
     stored = builder.storing and image_locked and data.store_image_features and not data.augmentation
     open_stream = functools.partial(image_text_stream, data, processor=processor, seed=config.seed)
-    stream, evaluated = open_stream(data.train, augmented=True), open_stream(data.evaluate) if data.evaluate else None
+    stream = open_stream(data.train, augmented=True, as_bytes=not stored)
+    evaluated = open_stream(data.evaluate) if data.evaluate else None
     lookup, evaluation_lookup = None, None
     if stored:
         pooled = _image_features(builder)
@@ -155,6 +158,7 @@ def contrastive(builder: Builder) -> Parts:
         objective=objective,
         stream=stream,
         lookup=lookup,
+        pixel_table=stream.pixel_table,
         locked=locked,
         helper={},
         evaluate=None

@@ -57,6 +57,7 @@ def image_text_stream(
     seed: int,
     *,
     augmented: bool = False,
+    as_bytes: bool = False,
     features: Features | None = None,
 ) -> ImageTextStream:
     """Opens pictures with captions; with `features` pictures are not read, and those without are bad samples."""
@@ -71,6 +72,7 @@ def image_text_stream(
         max_length=data.max_length,
         augmentation=augmentation,
         decode_images=features is None,
+        as_bytes=as_bytes,
         languages=data.languages,
     )
 

@@ -6,7 +6,7 @@ import jax
 import numpy as np
 import pytest
 
-from altclip_jax import cli
+from altclip_jax import AltCLIPImageProcessor, cli
 from altclip_jax.planning import plan as planning
 from altclip_jax.planning.chips import CHIPS, read
 from altclip_jax.planning.plan import abstract_step, plan
@@ -40,14 +40,28 @@ def test_the_step_that_is_planned_is_the_one_that_is_run(settings, tmp_path, mon
     run = build(config, tmp_path, files_of(config.data.train), resumed=False)
     with run.batches(0) as batches:
         arrays = next(batches).placed
+    inputs = jax.eval_shape(run.normalize, arrays)  # pictures are bytes until then
     step = abstract_step(config, run.mesh)
     assert described(step.state) == described(run.abstract)
     assert described(step.locked) == described(parts[0].locked)
     assert described(step.helper) == described(parts[0].helper)
     assert step.objective == parts[0].objective
-    rows = {name: (values.shape, values.dtype.name) for name, values in arrays.items()}
+    rows = {name: (values.shape, values.dtype.name) for name, values in inputs.items()}
     assert {name: described(leaf)[:2] for name, leaf in step.batch.items()} == rows
     assert step.model_flops() == run.flops(arrays)
+
+
+def test_pictures_are_bytes_until_the_step_and_then_the_numbers_of_the_processor(settings, workshop, tmp_path):
+    config = settings(**MESH, data__store_image_features=False, data__augmentation={"shift": 0.1})
+    run = build(config, tmp_path, files_of(config.data.train), resumed=False)
+    with run.batches(0) as batches:
+        arrays = next(batches).placed
+    assert {"input_ids", "attention_mask", "pictures"} == arrays.keys()
+    assert (arrays["pictures"].dtype, arrays["pictures"].shape) == (np.uint8, (16, 32, 32, 3))
+    processor = AltCLIPImageProcessor.from_pretrained(workshop / "student")
+    found = run.normalize(arrays)
+    np.testing.assert_array_equal(found["pixel_values"], processor.normalize(np.asarray(arrays["pictures"])))
+    assert found["pixel_values"].sharding == arrays["pictures"].sharding
 
 
 @pytest.fixture

@@ -28,11 +28,12 @@ from altclip_jax.planning.exchange import Exchange, exchanges
 from altclip_jax.planning.program import parse
 from altclip_jax.pretrained import CLIPTextModel, CLIPTextModelWithProjection, TwoTowerModel
 from altclip_jax.training.config import RunConfig
+from altclip_jax.training.flops import model_flops
 from altclip_jax.training.objectives import Objective, TeacherLearning
 from altclip_jax.training.run_folder import open_model
 from altclip_jax.training.stages import check_widths, contrastive_objective
 from altclip_jax.training.state import TrainState, split
-from altclip_jax.training.steps import build_step, model_flops
+from altclip_jax.training.steps import build_step
 from altclip_jax.weights.convert import Params
 from altclip_jax.weights.folder import CONFIG
 

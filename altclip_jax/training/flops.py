@@ -11,6 +11,19 @@ import jax
 import jax.numpy as jnp
 from jax.typing import DTypeLike
 
+from altclip_jax.training.objectives import Batch, Objective
+from altclip_jax.training.steps import StepSettings, value_and_gradient
+from altclip_jax.weights.convert import Params
+
+
+def model_flops(objective: Objective, params: Params, locked: Params, helper: Params, batch: Params) -> float:
+    """Returns the operations of the products of a whole step with nothing computed twice, on shapes or arrays."""
+
+    def gradient(params: Params, locked: Params, helper: Params, batch: Batch) -> Any:
+        return value_and_gradient(objective.plain(), StepSettings(), params, locked, helper, batch, None)
+
+    return product_flops(gradient, params, locked, helper, batch)
+
 
 def product_flops(function: Callable[..., Any], *arguments: Any) -> float:
     """Returns the floating-point operations of all matrix products and convolutions of a call, on abstract arguments.

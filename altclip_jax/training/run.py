@@ -23,12 +23,13 @@ from altclip_jax.sweep import Sweep
 from altclip_jax.training import stages
 from altclip_jax.training.config import RunConfig
 from altclip_jax.training.description import Files, describe
+from altclip_jax.training.flops import model_flops
 from altclip_jax.training.interrupt import StopRequest
 from altclip_jax.training.optimizer import make_schedule
 from altclip_jax.training.run_folder import begin, open_model
 from altclip_jax.training.stages import Evaluate, Say
 from altclip_jax.training.state import TrainState, split
-from altclip_jax.training.steps import build_step, model_flops
+from altclip_jax.training.steps import build_step
 
 
 @dataclasses.dataclass(kw_only=True)

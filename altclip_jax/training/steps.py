@@ -18,7 +18,6 @@ from altclip_jax.model.stacked import stack_layers, unstack_layers
 from altclip_jax.parallel import BATCH, batch_devices, gathered, placed, sharding, state_shardings
 from altclip_jax.pretrained import TwoTowerModel
 from altclip_jax.training.config import RunConfig
-from altclip_jax.training.flops import product_flops
 from altclip_jax.training.losses import gather, interleave
 from altclip_jax.training.objectives import Batch, Features, Objective, dropout_rates
 from altclip_jax.training.optimizer import make_optimizer
@@ -45,7 +44,7 @@ class StepSettings:
         groups: Over how many devices the rows are dealt, along `parallel.BATCH`. With gradient caching each adds up the
             gradient of its own rows over all parts, before they are summed over devices once.
         scan_layers: Compile one layer of each tower and scan over all, see `model.stacked`.
-        axis: Under pmap, over which the rows of the batch are dealt, see `pmapped`.
+        axis: Under pmap, over which the rows of the batch are dealt, see `pmapped`: the loss is that of all of them.
     """
 
     seed: int = 0
@@ -169,23 +168,21 @@ def value_and_gradient(
     def encode(params: Params, part: Batch, keys: Array | None) -> Features:
         return objective.encode(merge(params, locked), helper, part, keys)
 
+    def compare(features: Features, params: Params) -> tuple[Array, Metrics]:
+        if settings.axis is not None:
+            # Each of n devices computes the loss of all rows. So the gradient of its own features is that of the sum of
+            # n equal losses, and the mean over devices of what follows from it is the gradient of one.
+            features = lax.all_gather(features, settings.axis, tiled=True)
+        return objective.loss(features, params.get("logit_scale", locked.get("logit_scale")))
+
     def loss(params: Params, part: Batch, keys: Array | None) -> tuple[Array, Metrics]:
-        return objective.loss(encode(params, part, keys), _log_scale(params, locked))
+        return compare(encode(params, part, keys), params)
 
     if settings.micro_batches > 1:
-        return _cached(encode, objective, settings, params, locked, batch, keys)
+        return _cached(encode, compare, settings, params, batch, keys)
     if settings.accumulate > 1:
         return _accumulated(loss, settings.accumulate, params, batch, keys)
     return jax.value_and_grad(loss, has_aux=True)(params, batch, keys)
-
-
-def model_flops(objective: Objective, params: Params, locked: Params, helper: Params, batch: Params) -> float:
-    """Returns the operations of the products of a whole step with nothing computed twice, on shapes or arrays."""
-
-    def gradient(params: Params, locked: Params, helper: Params, batch: Batch) -> Any:
-        return value_and_gradient(objective.plain(), StepSettings(), params, locked, helper, batch, None)
-
-    return product_flops(gradient, params, locked, helper, batch)
 
 
 def row_keys(settings: StepSettings, step: Array, rows: int) -> Array | None:
@@ -198,23 +195,13 @@ def row_keys(settings: StepSettings, step: Array, rows: int) -> Array | None:
 
 
 def _cached(
-    encode: Any,
-    objective: Objective,
-    settings: StepSettings,
-    params: Params,
-    locked: Params,
-    batch: Batch,
-    keys: Array | None,
+    encode: Any, compare: Any, settings: StepSettings, params: Params, batch: Batch, keys: Array | None
 ) -> tuple[tuple[Array, Metrics], Params]:
     parts = settings.micro_batches
     dealt = jax.tree.map(lambda rows: interleave(rows, parts), (batch, keys))
     features = jax.tree.map(gather, lax.map(lambda part: encode(params, *part), dealt))
-
-    def whole(features: Features, params: Params) -> tuple[Array, Metrics]:
-        return objective.loss(features, _log_scale(params, locked))
-
     # the loss itself depends on the temperature, everything else goes through the features
-    (loss, metrics), (to_features, direct) = jax.value_and_grad(whole, argnums=(0, 1), has_aux=True)(features, params)
+    (loss, metrics), (to_features, direct) = jax.value_and_grad(compare, argnums=(0, 1), has_aux=True)(features, params)
     groups = settings.groups if _rows(batch) % (parts * settings.groups) == 0 else 1
     (axes,) = BATCH
 
@@ -244,11 +231,6 @@ def _accumulated(
     total, values = lax.scan(add, jax.tree.map(jnp.zeros_like, params), dealt)
     mean: Any = jax.tree.map(lambda value: value.mean(axis=0), values)
     return mean, jax.tree.map(lambda sum_: sum_ / parts, total)
-
-
-def _log_scale(params: Params, locked: Params) -> Array | None:
-    scale: Array | None = params.get("logit_scale", locked.get("logit_scale"))
-    return scale
 
 
 def _clamped(params: Params, limit: float) -> Params:

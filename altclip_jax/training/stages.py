@@ -35,7 +35,7 @@ from altclip_jax.training.objectives import Contrastive, Objective, TeacherLearn
 from altclip_jax.training.processes import find
 from altclip_jax.training.run_folder import load_locked, require_teacher
 from altclip_jax.training.state import TrainState, merge
-from altclip_jax.training.streams import Lookup, image_text_stream, text_pair_stream
+from altclip_jax.training.streams import Lookup, image_text_stream, open_mixture, text_pair_stream
 from altclip_jax.weights.convert import Params
 from altclip_jax.weights.folder import CONFIG, WEIGHTS
 
@@ -142,17 +142,18 @@ def contrastive(builder: Builder) -> Parts:
     processor = builder.processor()
     processor = AltCLIPProcessor(processor.image_processor.orient(data.orientation), processor.tokenizer)
     stored = builder.storing and image_locked and data.store_image_features and not data.augmentation
-    open_stream = functools.partial(image_text_stream, data, processor=processor, seed=config.seed)
-    stream = open_stream(data.train, augmented=True, as_bytes=not stored)
-    evaluated = open_stream(data.evaluate) if data.evaluate else None
+    make_stream = functools.partial(image_text_stream, data, processor=processor, seed=config.seed)
+    mixture = open_mixture(data.train, "image_text")
+    stream = make_stream(mixture, augmented=True, as_bytes=not stored)
+    evaluated = make_stream(open_mixture(data.evaluate, "image_text")) if data.evaluate else None
     lookup, evaluation_lookup = None, None
     if stored:
         pooled = _image_features(builder)
         lookup = Lookup("image_features", "picture", pooled("train", stream, data.train))
-        stream = open_stream(data.train, features=lookup.features)
+        stream = make_stream(mixture, features=lookup.features)
         if evaluated is not None:
             evaluation_lookup = Lookup("image_features", "picture", pooled("evaluate", evaluated, data.evaluate))
-            evaluated = open_stream(data.evaluate, features=evaluation_lookup.features)
+            evaluated = make_stream(evaluated.mixture, features=evaluation_lookup.features)
     locked = builder.locked([part for part in builder.locked_shapes if not (stored and part == "vision_model")])
     return Parts(
         objective=objective,
@@ -260,8 +261,8 @@ def teacher_learning(builder: Builder) -> Parts:
     check_widths(builder.model, teacher, target)
     known_as = require_teacher(builder.folder, config.teacher.source, helper)
     check_tokenizer(teacher.config, tokenizer, str(config.teacher.source))
-    open_stream = functools.partial(text_pair_stream, config, teacher=tokenizer, student=student)
-    stream, lookup = open_stream(config.data.train), None
+    mixture = open_mixture(config.data.train, "text_pairs")
+    stream, lookup = text_pair_stream(config, mixture, tokenizer, student), None
     teach = builder.sweep.encoder(
         lambda params, batch: objective.teach(params, batch["teacher_input_ids"], batch["teacher_attention_mask"]),
         teacher.params_prefix,
@@ -283,11 +284,12 @@ def teacher_learning(builder: Builder) -> Parts:
                 **{"data.use_fast": config.data.use_fast, "teacher": known_as},
             ),
         )
-        stream = text_pair_stream(config, config.data.train, None, student, features=lookup.features)
+        stream = text_pair_stream(config, mixture, None, student, features=lookup.features)
     locked = builder.locked(["text_model", "logit_scale", *(["text_projection"] if target == "projected" else [])])
     evaluate = None
     if config.data.evaluate:
-        evaluate = _text_pair_evaluation(builder, objective, locked, helper, open_stream(config.data.evaluate), teach)
+        measured = text_pair_stream(config, open_mixture(config.data.evaluate, "text_pairs"), tokenizer, student)
+        evaluate = _text_pair_evaluation(builder, objective, locked, helper, measured, teach)
     return Parts(
         objective=objective,
         stream=stream,

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from altclip_jax.data.batches import HostBatch
-from altclip_jax.data.samples import SampleError, Source
-from altclip_jax.data.sources import Mixture, open_sources
+from altclip_jax.data.samples import ImageTextSource, SampleError, Source, TextPair
+from altclip_jax.data.sources import Kind, Mixture, open_sources
 from altclip_jax.data.streams import ImageTextStream, TextPairStream
 from altclip_jax.processing.processor import AltCLIPProcessor
 from altclip_jax.processing.tokenizer import BaseTokenizer
@@ -50,9 +50,14 @@ class Lookup(NamedTuple):
         return walk_with_features
 
 
+def open_mixture(sources: Sequence[SourceSettings], kind: Kind) -> Mixture[Any]:
+    """Opens sources of a run; see `open_sources`."""
+    return open_sources([source.spec() for source in sources], kind)
+
+
 def image_text_stream(
     data: DataSettings,
-    which: tuple[SourceSettings, ...],
+    mixture: Mixture[ImageTextSource],
     processor: AltCLIPProcessor,
     seed: int,
     *,
@@ -60,8 +65,7 @@ def image_text_stream(
     as_bytes: bool = False,
     features: Features | None = None,
 ) -> ImageTextStream:
-    """Opens pictures with captions; with `features` pictures are not read, and those without are bad samples."""
-    mixture = open_sources([source.spec() for source in which], "image_text")
+    """Returns pictures with captions; with `features` pictures are not read, and those without are bad samples."""
     if features is not None and (lost := features.missing):
         mixture = _without(mixture, lost, _WithoutPictures)
     augmentation = made_augmentation(data.augmentation) if augmented else None
@@ -79,15 +83,14 @@ def image_text_stream(
 
 def text_pair_stream(
     config: RunConfig,
-    which: tuple[SourceSettings, ...],
+    mixture: Mixture[Source[TextPair]],
     teacher: BaseTokenizer | None,
     student: BaseTokenizer,
     *,
     features: Features | None = None,
 ) -> TextPairStream:
-    """Opens parallel text; without the teacher's tokenizer its side is left out, and what `features` lack is bad."""
+    """Returns parallel text; without the teacher's tokenizer its side is left out, and what `features` lack is bad."""
     assert config.teacher is not None
-    mixture = open_sources([source.spec() for source in which], "text_pairs")
     if features is not None and (lost := features.missing):
         mixture = _without(mixture, lost, _Without)
     return TextPairStream(

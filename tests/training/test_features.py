@@ -10,7 +10,7 @@ from altclip_jax.data.bad_samples import BadSamples
 from altclip_jax.data.batches import Batches
 from altclip_jax.sweep import Sweep
 from altclip_jax.training.features import Features, computed_once
-from altclip_jax.training.streams import Lookup, image_text_stream, text_pair_stream
+from altclip_jax.training.streams import Lookup, image_text_stream, open_mixture, text_pair_stream
 
 ROWS, WIDTH = 10, 3
 OF = {"sources": ["a"]}
@@ -165,10 +165,14 @@ def test_samples_without_features_are_bad_samples(settings, workshop, stage):
     there = np.arange(36) % 3 > 0  # of 18 things with two pictures each, or of 36 pairs
     features = Features(np.zeros((36, WIDTH), np.float32), there)
     if stage == "contrastive":
-        stream = image_text_stream(config.data, config.data.train, processor, 0, features=features)
+        stream = image_text_stream(
+            config.data, open_mixture(config.data.train, "image_text"), processor, 0, features=features
+        )
         good = {thing for thing in range(18) if there[2 * thing : 2 * thing + 2].all()}
     else:
-        stream = text_pair_stream(config, config.data.train, None, processor.tokenizer, features=features)
+        stream = text_pair_stream(
+            config, open_mixture(config.data.train, "text_pairs"), None, processor.tokenizer, features=features
+        )
         good = set(np.flatnonzero(there).tolist())
     bad = BadSamples(max_bad_share=1.0)
     with Batches(stream, 16, last_step=6, bad_samples=bad) as batches:

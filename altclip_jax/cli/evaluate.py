@@ -148,12 +148,12 @@ def _paper(options: argparse.Namespace) -> int:
 
 def _keep_inputs(options: argparse.Namespace, *patterns: str | Path) -> None:
     """Checks that the report will not take the place of what is measured, before that takes its time."""
-    from altclip_jax.data.files import expanded
+    from altclip_jax.data.files import find_files
     from altclip_jax.files.ownership import keep_apart
 
     for pattern in patterns if options.html is not None else ():
         with contextlib.suppress(FileNotFoundError):  # whoever opens them says which are missing
-            keep_apart(expanded(pattern), options.html)
+            keep_apart(find_files(pattern), options.html)
 
 
 def _tell(

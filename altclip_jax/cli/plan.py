@@ -80,7 +80,7 @@ def _chip(options: argparse.Namespace) -> Chip:
 
 
 def _print(stage: str, plan: Plan, chip: Chip, reading: Reading) -> None:
-    from altclip_jax.planning.chips import named
+    from altclip_jax.planning.chips import name_exchange
 
     by = "the CPU compiler's estimate" if plan.compiler == "cpu" else f"compiled for TPU {plan.compiler}"
     axes = " x ".join(f"{axis} {size}" for axis, size in plan.mesh.items())
@@ -95,7 +95,7 @@ def _print(stage: str, plan: Plan, chip: Chip, reading: Reading) -> None:
     print(f"exchange of a device, MiB{'given':>21}{'sent':>12}{'times':>9}")
     for exchange in plan.exchanges:
         given, sent = exchange.bytes / 2**20, exchange.sent / 2**20
-        print(f"  {named(exchange.kind, exchange.axes):32}{given:12,.1f}{sent:12,.1f}{exchange.calls:9,}")
+        print(f"  {name_exchange(exchange.kind, exchange.axes):32}{given:12,.1f}{sent:12,.1f}{exchange.calls:9,}")
     if plan.unknown_loops:
         print(f"  {plan.unknown_loops} loops of unknown length count as one round each")
     print(

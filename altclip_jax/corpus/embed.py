@@ -18,7 +18,7 @@ from altclip_jax.corpus.items import Corpus
 from altclip_jax.corpus.spool import NAME as STANDARD_INPUT
 from altclip_jax.corpus.store import DESCRIPTION, Description, Kind, Store
 from altclip_jax.data.augment import Augmentation
-from altclip_jax.data.batches import Ahead, in_batches, keep_tokenizers_single
+from altclip_jax.data.batches import Ahead, cut_batches, keep_tokenizers_single
 from altclip_jax.data.pixels import Pixels
 from altclip_jax.data.samples import Caption, SampleError
 from altclip_jax.files.lock import hold_together
@@ -169,7 +169,7 @@ class _Run:
 
     def __call__(self, parts: Sequence[int], progress: Callable[[Pace], None]) -> Pace:
         self._began, self._progress = time.perf_counter(), progress
-        jobs = (batch for part in parts for batch in in_batches(self._store.items_of(part), self._settings.batch_size))
+        jobs = (batch for part in parts for batch in cut_batches(self._store.items_of(part), self._settings.batch_size))
         ahead: Ahead[int, _Read, list[_Read]] = Ahead(
             jobs, self._read, list, threads=self._settings.threads, ahead=max(2, self._settings.threads // 2)
         )

@@ -13,7 +13,7 @@ from typing import Any, Protocol
 import numpy as np
 
 from altclip_jax.corpus.lines import CaptionLines
-from altclip_jax.data.files import NamedFiles, expanded
+from altclip_jax.data.files import NamedFiles, find_files
 from altclip_jax.data.records import Records
 from altclip_jax.data.samples import Caption, ImageText, Picture, Roles, SampleError, captions_of, image_text_roles
 from altclip_jax.data.sources import SourceSpec, open_sources
@@ -122,7 +122,7 @@ def open_corpus(
 def _files(inputs: Iterable[str]) -> Iterator[str]:
     for given in inputs:
         if not Path(given).is_dir():
-            yield from map(str, expanded(given))
+            yield from map(str, find_files(given))
             continue
         found = sorted(str(file) for file in Path(given).rglob("*") if file.suffix.lower() in PICTURE_SUFFIXES)
         if not found:

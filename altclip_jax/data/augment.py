@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from PIL import Image, ImageEnhance
 
-from altclip_jax.data.order import hashed
+from altclip_jax.data.order import hash_numbers
 
 Range = tuple[float, float]
 
@@ -97,15 +97,15 @@ class Augmentation:
         draw = iter(generator.random(32).tolist())
         random_colour = tuple(int(256 * next(draw)) for _ in range(3))
         behind = random_colour if next(draw) < self.background else background
-        picture = _flattened(image, behind)
+        picture = _flatten(image, behind)
         fill = behind if image.has_transparency_data and behind is not None else _corner_colour(picture)
-        picture = self._warped(picture, draw, fill)
-        picture = self._cropped(picture, draw, size)
+        picture = self._warp(picture, draw, fill)
+        picture = self._crop(picture, draw, size)
         if next(draw) < self.flip:
             picture = picture.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
-        return self._coloured(picture, draw)
+        return self._colour(picture, draw)
 
-    def _warped(self, image: Image.Image, draw: Any, fill: tuple[int, ...]) -> Image.Image:
+    def _warp(self, image: Image.Image, draw: Any, fill: tuple[int, ...]) -> Image.Image:
         right, down = ((2 * next(draw) - 1) * self.shift for _ in range(2))
         grown, stretched = _between(self.scale, next(draw)), _between(self.stretch, next(draw))
         angle = math.radians((2 * next(draw) - 1) * self.rotation)
@@ -124,7 +124,7 @@ class Augmentation:
             image.size, Image.Transform.AFFINE, back, resample=Image.Resampling.BICUBIC, fillcolor=fill
         )
 
-    def _cropped(self, image: Image.Image, draw: Any, size: tuple[int, int]) -> Image.Image:
+    def _crop(self, image: Image.Image, draw: Any, size: tuple[int, int]) -> Image.Image:
         area, shape, left, top = (next(draw) for _ in range(4))
         if self.crop_scale is None:
             return image
@@ -137,7 +137,7 @@ class Augmentation:
         x, y = left * (width - box_width), top * (height - box_height)
         return image.resize(size, Image.Resampling.BICUBIC, box=(x, y, x + box_width, y + box_height))
 
-    def _coloured(self, image: Image.Image, draw: Any) -> Image.Image:
+    def _colour(self, image: Image.Image, draw: Any) -> Image.Image:
         changes = (
             (ImageEnhance.Brightness, self.brightness),
             (ImageEnhance.Contrast, self.contrast),
@@ -152,11 +152,11 @@ class Augmentation:
 
 def generator_for(seed: int, *numbers: int) -> np.random.Generator:
     """Returns the source of chance that belongs to these numbers, the same on every machine."""
-    key = np.array([hashed(seed, *numbers, 0), hashed(seed, *numbers, 1)], np.uint64)
+    key = np.array([hash_numbers(seed, *numbers, 0), hash_numbers(seed, *numbers, 1)], np.uint64)
     return np.random.Generator(np.random.Philox(key=key))
 
 
-def _flattened(image: Image.Image, behind: tuple[int, ...] | None) -> Image.Image:
+def _flatten(image: Image.Image, behind: tuple[int, ...] | None) -> Image.Image:
     if image.mode == "La":  # the one mode that Pillow converts only in two steps
         image = image.convert("LA")
     if behind is None or not image.has_transparency_data:

@@ -164,7 +164,7 @@ class Ahead(Generic[Job, Done, Batch]):
         return self._join([done for piece in pieces for done in piece.result()])
 
 
-def in_batches(jobs: Iterable[Job], size: int) -> Iterator[list[Job]]:
+def cut_batches(jobs: Iterable[Job], size: int) -> Iterator[list[Job]]:
     """Cuts jobs into batches; the last may be smaller."""
     jobs = iter(jobs)
     while batch := list(itertools.islice(jobs, size)):

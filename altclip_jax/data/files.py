@@ -111,7 +111,7 @@ class NamedFiles:
         return data
 
 
-def expanded(pattern: str | os.PathLike[str]) -> list[Path]:
+def find_files(pattern: str | os.PathLike[str]) -> list[Path]:
     """Returns the files that a pattern names: {000..012}, {train,more}, and * ? [ ] as in a shell; sorted where found.
 
     Raises:
@@ -130,8 +130,8 @@ def expanded(pattern: str | os.PathLike[str]) -> list[Path]:
     return paths
 
 
-def matching(pattern: str, names: Iterable[str]) -> list[str]:
-    """Returns which of some files a pattern names, in the order in which `expanded` would find them."""
+def match_names(pattern: str, names: Iterable[str]) -> list[str]:
+    """Returns which of some files a pattern names, in the order in which `find_files` would find them."""
     known = {Path(name): name for name in names}
     if Path(pattern) in known:
         return [known[Path(pattern)]]
@@ -141,7 +141,7 @@ def matching(pattern: str, names: Iterable[str]) -> list[str]:
     return [known[path] for path in found]
 
 
-def named_within(files: Sequence[Sequence[Any]]) -> list[list[Any]]:
+def name_within(files: Sequence[Sequence[Any]]) -> list[list[Any]]:
     """Returns [path, ...] of each file as [name, ...], its name within the folder that holds all of them."""
     paths = [Path(os.path.abspath(path)) for path, *_ in files]  # noqa: PTH100 - a link goes by its own name
     root = os.path.commonpath([path.parent for path in paths]) if paths else ""

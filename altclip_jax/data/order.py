@@ -21,18 +21,18 @@ _LONGEST_PERIOD = 2**16
 WINDOW = 8  # groups whose samples are shuffled together, where samples are read in groups
 
 
-def hashed(seed: int, *numbers: int) -> int:
+def hash_numbers(seed: int, *numbers: int) -> int:
     """Returns a number that is uniform from 0 to 2**64 - 1 and the same for the same arguments.
 
     Source: the finaliser of SplitMix64, Steele et al. 2014.
     """
-    state = _mixed(seed & _MASK)
+    state = _mix(seed & _MASK)
     for number in numbers:
-        state = _mixed(state ^ (number & _MASK))
+        state = _mix(state ^ (number & _MASK))
     return state
 
 
-def permuted(
+def permute(
     seed: int, epoch: int, size: int, positions: Integer[np.ndarray, " positions"]
 ) -> Int64[np.ndarray, " positions"]:
     """Returns where a shuffle of range(size), another one for each epoch, has put each position.
@@ -46,7 +46,7 @@ def permuted(
     if positions.size and not (positions.min() >= 0 and positions.max() < size):
         raise ValueError(f"positions reach from {positions.min()} to {positions.max()}: expected 0 to {size - 1}.")
     half = np.uint64(max(1, ((size - 1).bit_length() + 1) // 2))
-    keys = [np.uint64(hashed(seed, epoch, turn)) for turn in range(_ROUNDS)]
+    keys = [np.uint64(hash_numbers(seed, epoch, turn)) for turn in range(_ROUNDS)]
     values = positions.astype(np.uint64)
     outside = np.arange(values.size)
     while outside.size:
@@ -55,14 +55,14 @@ def permuted(
     return values.astype(np.int64)
 
 
-def permuted_groups(
+def permute_groups(
     seed: int, epoch: int, sizes: Int64[np.ndarray, " groups"], positions: Integer[np.ndarray, " positions"]
 ) -> Int64[np.ndarray, " positions"]:
-    """Returns a shuffle as `permuted` does, in which samples that are read together stay near to each other.
+    """Returns a shuffle as `permute` does, in which samples that are read together stay near to each other.
 
     The groups are shuffled, and then the samples among each `WINDOW` groups that follow each other.
     """
-    order = permuted(seed, epoch, len(sizes), np.arange(len(sizes)))
+    order = permute(seed, epoch, len(sizes), np.arange(len(sizes)))
     ends = np.cumsum(sizes[order])
     window_ends = ends[[*range(WINDOW - 1, len(ends) - 1, WINDOW), -1]]
     windows = np.searchsorted(window_ends, positions, "right")
@@ -71,7 +71,7 @@ def permuted_groups(
         chosen = windows == window
         start = int(window_ends[window - 1]) if window else 0
         size = int(window_ends[window]) - start
-        places[chosen] = start + permuted(hashed(seed, epoch), int(window), size, positions[chosen] - start)
+        places[chosen] = start + permute(hash_numbers(seed, epoch), int(window), size, positions[chosen] - start)
     slots = np.searchsorted(ends, places, "right")
     groups = order[slots]
     within = places - (ends[slots] - sizes[groups])
@@ -114,7 +114,7 @@ class Order:
             )
         self._sizes = tuple(sizes)
         self._groups = [None if group is None else np.array(group, np.int64) for group in groups or [None] * len(sizes)]
-        self._seeds = [hashed(seed, place) for place in range(len(sizes))]
+        self._seeds = [hash_numbers(seed, place) for place in range(len(sizes))]
         self._counts = np.array(_counts(weights), np.int64)
         self._pattern, self._before = _pattern(self._counts)
 
@@ -142,8 +142,8 @@ class Order:
     def _shuffled(self, source: int, epoch: int, positions: np.ndarray) -> np.ndarray:
         seed, groups = self._seeds[source], self._groups[source]
         if groups is None:
-            return permuted(seed, epoch, self._sizes[source], positions)
-        return permuted_groups(seed, epoch, groups, positions)
+            return permute(seed, epoch, self._sizes[source], positions)
+        return permute_groups(seed, epoch, groups, positions)
 
 
 def _counts(weights: Sequence[float]) -> list[int]:
@@ -174,7 +174,7 @@ def _pattern(counts: Int64[np.ndarray, " sources"]) -> tuple[np.ndarray, np.ndar
     return sources[order], before[order]
 
 
-def _mixed(number: int) -> int:
+def _mix(number: int) -> int:
     number = (number + _GOLDEN) & _MASK
     number = ((number ^ (number >> 30)) * _FIRST) & _MASK
     number = ((number ^ (number >> 27)) * _SECOND) & _MASK
@@ -185,13 +185,13 @@ def _feistel(values: np.ndarray, keys: Sequence[np.uint64], half: np.uint64) -> 
     mask = (np.uint64(1) << half) - np.uint64(1)
     left, right = values >> half, values & mask
     for key in keys:
-        left, right = right, left ^ (_mixed_array(right ^ key) & mask)
+        left, right = right, left ^ (_mix_array(right ^ key) & mask)
     mixed: np.ndarray = (left << half) | right
     return mixed
 
 
-def _mixed_array(numbers: np.ndarray) -> np.ndarray:
-    """`_mixed` for arrays of uint64, whose products wrap by themselves."""
+def _mix_array(numbers: np.ndarray) -> np.ndarray:
+    """`_mix` for arrays of uint64, whose products wrap by themselves."""
     numbers = numbers + np.uint64(_GOLDEN)
     numbers = (numbers ^ (numbers >> np.uint64(30))) * np.uint64(_FIRST)
     numbers = (numbers ^ (numbers >> np.uint64(27))) * np.uint64(_SECOND)

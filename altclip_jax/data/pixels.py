@@ -68,14 +68,14 @@ class Pixels:
         except ValueError as error:  # a path with a NUL
             raise SampleError(name, f"{called} is no path ({error})") from None
         try:
-            return self._augmented(data, called, generator) if generator else self._plain(data, called)
+            return self._augment(data, called, generator) if generator else self._plain(data, called)
         except ImageError as error:
             raise SampleError(name, str(error)) from None
 
     def _plain(self, data: bytes, called: str) -> np.ndarray:
         return self._processor.resize_and_crop(data, called)
 
-    def _augmented(self, data: bytes, called: str, generator: np.random.Generator) -> np.ndarray:
+    def _augment(self, data: bytes, called: str, generator: np.random.Generator) -> np.ndarray:
         processor = self._processor
         image = load_picture(
             data, called, max_pixels=processor.max_pixels, to_rgb=False, upright=processor.apply_exif_orientation

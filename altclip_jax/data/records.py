@@ -86,7 +86,7 @@ class Records:
                 )
                 self._tables.append(table)
                 if table.delimiter != "\t":
-                    starts, ends, lines = self._joined(path, table, starts, ends, lines)
+                    starts, ends, lines = self._join_lines(path, table, starts, ends, lines)
                 kept = slice(1 if table.has_header else 0, None)
                 starts, ends, lines = starts[kept], ends[kept], lines[kept]
             elif form != "jsonl":
@@ -140,7 +140,7 @@ class Records:
             f" {wanted}. Say what they are called, for example with {required[0]}_key=."
         )
 
-    def _joined(
+    def _join_lines(
         self, path: Path, table: _Table, starts: np.ndarray, ends: np.ndarray, lines: np.ndarray
     ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Joins lines that are one record. Only lines with an odd number of quotes can begin and end such a record."""

@@ -9,7 +9,7 @@ from typing import Any, Generic, Literal, TypeVar, overload
 
 import numpy as np
 
-from altclip_jax.data.files import expanded
+from altclip_jax.data.files import find_files
 from altclip_jax.data.parquet import ParquetImages
 from altclip_jax.data.records import ImageTextRecords, TextPairRecords
 from altclip_jax.data.samples import ImageTextSource, SampleError, Source, TextPair
@@ -96,7 +96,7 @@ def open_sources(specs: Sequence[SourceSpec], kind: Kind) -> Mixture[Any]:
         if not 0 < spec.weight < math.inf:
             problems.append(f"{spec.path}: weight={spec.weight} must be a number above 0")
         try:
-            source = _opened(spec, kind)
+            source = _open_one(spec, kind)
         except FileNotFoundError as error:
             missing.append(str(error))
         except ValueError as error:
@@ -116,8 +116,8 @@ def open_sources(specs: Sequence[SourceSpec], kind: Kind) -> Mixture[Any]:
     return Mixture(tuple(sources), tuple(spec.weight for spec in specs))
 
 
-def _opened(spec: SourceSpec, kind: Kind) -> Any:
-    paths = expanded(spec.path)
+def _open_one(spec: SourceSpec, kind: Kind) -> Any:
+    paths = find_files(spec.path)
     forms = {spec.format or _FORMATS.get(path.suffix.lower(), path.suffix) for path in paths}
     form = forms.pop()
     opener = _OPENERS.get((kind, form))

@@ -12,7 +12,7 @@ from jaxtyping import Bool, Float, Int32, Integer
 from altclip_jax.data.augment import Augmentation, generator_for
 from altclip_jax.data.bad_samples import BadSamples
 from altclip_jax.data.batches import Fault, HostBatch, Loaded, Place
-from altclip_jax.data.order import Order, hashed
+from altclip_jax.data.order import Order, hash_numbers
 from altclip_jax.data.pixels import Pixels
 from altclip_jax.data.samples import Caption, ImageText, ImageTextSource, SampleError, Source, TextPair
 from altclip_jax.data.sources import AnySource, Mixture
@@ -107,7 +107,7 @@ class Stream(Generic[AnySource]):
 
     def _chance(self, place: Place, purpose: int, *numbers: int) -> int:
         """Returns a number from 0 to 2**64 - 1 that belongs to a row of a step."""
-        return hashed(self.seed, place.step, place.row, purpose, *numbers)
+        return hash_numbers(self.seed, place.step, place.row, purpose, *numbers)
 
     def _example(self, job: Place | _Picked) -> int:
         """Returns the id of a sample over all sources."""

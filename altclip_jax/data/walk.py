@@ -9,7 +9,7 @@ from typing import Any, TypeVar
 import numpy as np
 
 from altclip_jax.data.bad_samples import BadSamples
-from altclip_jax.data.batches import Ahead, Fault, HostBatch, Loaded, host_batch, in_batches, keep_tokenizers_single
+from altclip_jax.data.batches import Ahead, Fault, HostBatch, Loaded, cut_batches, host_batch, keep_tokenizers_single
 from altclip_jax.data.samples import SampleError
 from altclip_jax.data.sources import Mixture
 
@@ -59,7 +59,7 @@ def walk(
             return Fault(example(job), error)
 
     own = itertools.islice(jobs, share[0], None, share[1])
-    ahead = Ahead(in_batches(own, batch_size), attempt, list, threads=threads, ahead=2)
+    ahead = Ahead(cut_batches(own, batch_size), attempt, list, threads=threads, ahead=2)
     try:
         for done, _ in ahead:
             faults = [item for item in done if isinstance(item, Fault)]

@@ -127,7 +127,7 @@ class Shards:
         self._files = OpenFiles()
         self._shards, faults = [], []
         for path in paths:
-            shard, fault = _scanned(path, kinds, self._columns)
+            shard, fault = _scan(path, kinds, self._columns)
             self._shards.append(shard)
             faults += [SampleError(str(path), fault)] if fault else []
         self.faults = tuple(faults)
@@ -165,7 +165,7 @@ class Shards:
         return shard, index - int(self._ends[place]) + len(shard.keys)
 
 
-def _scanned(path: Path, kinds: Mapping[str, str], columns: Mapping[str, int]) -> tuple[_Shard, str | None]:
+def _scan(path: Path, kinds: Mapping[str, str], columns: Mapping[str, int]) -> tuple[_Shard, str | None]:
     """Returns the samples of a shard, and what is wrong with it if it is cut or damaged."""
     members: dict[bytes, dict[str, tuple[int, int]]] = {}
     with path.open("rb") as file:

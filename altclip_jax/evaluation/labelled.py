@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from altclip_jax.data.bad_samples import BadSamples
-from altclip_jax.data.files import expanded
+from altclip_jax.data.files import find_files
 from altclip_jax.data.records import Records
 from altclip_jax.data.samples import Picture, SampleError
 from altclip_jax.data.webdataset import IMAGE, Shards
@@ -72,7 +72,7 @@ def _nothing(path: Path) -> str:
 
 
 def _from_files(pattern: str, bad: BadSamples, first: int) -> list[Labelled]:
-    paths = expanded(pattern)
+    paths = find_files(pattern)
     forms = {_TABLES.get(path.suffix.lower(), path.suffix.lower()) for path in paths}
     form = forms.pop()
     if forms or form not in ("jsonl", "csv", "tsv", ".tar"):

@@ -58,13 +58,13 @@ def read(plan: Plan, chip: Chip) -> Reading:
     arguments = sum(plan.arguments.values())
     compute = plan.program_flops / chip.peak_flops
     memory = (arguments + plan.results) / chip.memory_bandwidth
-    exchange = {named(one.kind, one.axes): one.sent / chip.bandwidth for one in plan.exchanges if one.sent}
+    exchange = {name_exchange(one.kind, one.axes): one.sent / chip.bandwidth for one in plan.exchanges if one.sent}
     fits = plan.peak <= chip.memory
     sentence = _dominant(compute, memory, exchange) if fits else _too_large(plan, chip)
     return Reading(compute, memory, exchange, fits, sentence)
 
 
-def named(kind: str, axes: tuple[str, ...]) -> str:
+def name_exchange(kind: str, axes: tuple[str, ...]) -> str:
     """Returns how an exchange is called."""
     return f"{kind} {'+'.join(axes) or 'within a device'}"
 

@@ -92,7 +92,7 @@ def device_groups(attributes: str, devices: int) -> np.ndarray:
         return np.array(rows) if rows else ids[None]
     if found := re.search(r"replica_groups=\[([\d,]+)\]<=\[([\d,]+)\](?:T\(([\d,]+)\))?", attributes):
         sizes, before, order = (_integers(part) for part in found.groups())
-        return _turned(ids, before, order).reshape(sizes)
+        return _turn(ids, before, order).reshape(sizes)
     if found := re.search(r"replica_groups=mesh\[([^\]]*)\](?:, device_ids=\((.*?)\))? \{([^}]*)\}", attributes):
         return _along(ids, *found.groups())
     raise ValueError(f"This form of groups of devices is not known here: {attributes[:200]}")
@@ -113,7 +113,7 @@ def _along(ids: np.ndarray, mesh: str, device_ids: str | None, along: str) -> np
         numbers, _, turn = device_ids.partition("T(")
         given = _integers(numbers.strip("[]"))
         explicit = len(given) == len(ids) and not turn
-        ids = np.array(given) if explicit else _turned(ids, given, _integers(turn.rstrip(")")))
+        ids = np.array(given) if explicit else _turn(ids, given, _integers(turn.rstrip(")")))
     chosen: dict[str, list[tuple[int, int]]] = {name: [] for name in sizes}
     for name, before, size in re.findall(r"'([^']+)'(?::\((\d+)\)(\d+))?", along):
         chosen[name].append((int(before or 1), int(size or sizes[name])))
@@ -129,7 +129,7 @@ def _along(ids: np.ndarray, mesh: str, device_ids: str | None, along: str) -> np
     return ids.reshape(shape).transpose(order).reshape(-1, group)
 
 
-def _turned(ids: np.ndarray, before: list[int], order: list[int]) -> np.ndarray:
+def _turn(ids: np.ndarray, before: list[int], order: list[int]) -> np.ndarray:
     return ids.reshape(before).transpose(order or list(range(len(before)))).reshape(-1)
 
 

@@ -104,7 +104,7 @@ def plan_apart(config: RunConfig, *, devices: int | None = None, topology: str |
     context = multiprocessing.get_context("spawn")
     with concurrent.futures.ProcessPoolExecutor(1, mp_context=context) as pool:
         try:
-            return pool.submit(_planned, config, devices, topology).result()
+            return pool.submit(_plan_here, config, devices, topology).result()
         except BrokenProcessPool:
             raise OSError(
                 "The process that compiles the step was ended from outside before it was done, most likely for want of"
@@ -112,7 +112,7 @@ def plan_apart(config: RunConfig, *, devices: int | None = None, topology: str |
             ) from None
 
 
-def _planned(config: RunConfig, devices: int | None, topology: str | None) -> Plan:
+def _plan_here(config: RunConfig, devices: int | None, topology: str | None) -> Plan:
     settings: Any = jax.config
     settings.update("jax_platforms", "cpu")
     if topology is None:
@@ -158,7 +158,7 @@ def plan(config: RunConfig, mesh: Mesh, *, compiler: str) -> Plan:
     """
     start = time.perf_counter()
     step = abstract_step(config, mesh)
-    compiled = _compiled(step, _NEVER_RUN if compiler == "cpu" else {})
+    compiled = _compile(step, _NEVER_RUN if compiler == "cpu" else {})
     seconds = time.perf_counter() - start
     program, memory = parse(compiled.as_text()), compiled.memory_analysis()
     arguments, temporaries = memory.argument_size_in_bytes, memory.temp_size_in_bytes
@@ -183,7 +183,7 @@ def plan(config: RunConfig, mesh: Mesh, *, compiler: str) -> Plan:
     )
 
 
-def _compiled(step: Step, options: dict[str, Any]) -> Any:
+def _compile(step: Step, options: dict[str, Any]) -> Any:
     try:
         return step.lowered().compile(options)
     except RuntimeError as error:

@@ -19,7 +19,7 @@ from altclip_jax.files.json_file import write_bytes
 from altclip_jax.files.staging import refusals_explained
 from altclip_jax.sentences import some_lines
 from altclip_jax.training.config import CheckpointSettings, RunConfig
-from altclip_jax.training.description import Files, describe, differences, read_description, with_own_past
+from altclip_jax.training.description import Files, describe, differences, keep_own_past, read_description
 from altclip_jax.training.state import TrainState
 from altclip_jax.weights.convert import Params
 from altclip_jax.weights.folder import orbax_shapes
@@ -109,7 +109,7 @@ class CheckpointStore:
             create=not read_only,
             read_only=read_only,
         )
-        with self._explained("opened"):
+        with self._explain("opened"):
             self._manager = _Manager(self._folder, options=options)
 
     def __enter__(self) -> Self:
@@ -117,7 +117,7 @@ class CheckpointStore:
 
     def __exit__(self, kind: object, error: object, trace: object) -> None:
         if kind is None:
-            with self._explained("written"):
+            with self._explain("written"):
                 self._manager.close()
         # after a failure it would wait for the other processes, which wait for this one
         elif self._manager.failure is None or jax.process_count() == 1:
@@ -163,10 +163,10 @@ class CheckpointStore:
             self._require_metric(metrics)
         self.wait()
         items = ocp.args.Composite(state=ocp.args.StandardSave(state), config=ocp.args.JsonSave(dict(description)))
-        with self._explained("written"):
+        with self._explain("written"):
             self._manager.save(step, args=items, metrics=dict(metrics) if metrics else None)
 
-    def measured(self, evaluations: Mapping[int, Mapping[str, float]]) -> None:
+    def add_metrics(self, evaluations: Mapping[int, Mapping[str, float]]) -> None:
         """Gives metrics to checkpoints that were saved without, and forgets those that are neither last nor best now.
 
         So it is where an evaluation was interrupted, and done when the run went on. All processes call this.
@@ -194,11 +194,11 @@ class CheckpointStore:
                 file = self._folder / str(step) / "metrics" / "metrics"
                 write_bytes(file, json.dumps(dict(evaluations[step])).encode())
         barrier("checkpoints have their metrics")
-        with self._explained("read"):
+        with self._explain("read"):
             self._manager.reload()
             infos: list[Any] = [SimpleNamespace(step=step, metrics=self._manager.metrics(step)) for step in steps]
         kept = self._kept.should_preserve(infos, context=policies.PreservationContext())
-        with self._explained("removed"):
+        with self._explain("removed"):
             for info, keep in zip(infos, kept, strict=True):
                 if not keep:
                     self._manager.delete(info.step)
@@ -214,7 +214,7 @@ class CheckpointStore:
             OSError: it could not be written.
         """
         if self._manager.failure is not None:
-            with self._explained("written"):
+            with self._explain("written"):
                 raise self._manager.failure
 
     def wait(self) -> None:
@@ -226,7 +226,7 @@ class CheckpointStore:
         while self.is_writing():
             self.check_written()
             time.sleep(0.01)
-        with self._explained("written"):
+        with self._explain("written"):
             self._manager.wait_until_finished()
 
     def check(self, step: int, config: RunConfig, files: Sequence[Files]) -> RunConfig:
@@ -241,10 +241,10 @@ class CheckpointStore:
             ValueError: they differ in what decides the numbers; the differences are shown.
             OSError: the checkpoint cannot be read.
         """
-        with self._readable(step):
+        with self._explain_reading(step):
             found = self._manager.restore(step, args=ocp.args.Composite(config=ocp.args.JsonRestore()))["config"]
         before = read_description(found)
-        config = with_own_past(config, before)
+        config = keep_own_past(config, before)
         if found := differences(describe(config, files), before):
             raise ValueError(
                 f"The run in {self._folder.parent} was started with other settings (its own -> yours):\n  - "
@@ -265,7 +265,7 @@ class CheckpointStore:
             OSError: it cannot be read.
         """
         self._check_shapes(step, abstract)
-        with self._readable(step):
+        with self._explain_reading(step):
             restored = self._manager.restore(step, args=ocp.args.Composite(state=ocp.args.StandardRestore(abstract)))
         state: TrainState = restored["state"]
         return state
@@ -286,7 +286,7 @@ class CheckpointStore:
         arguments = ocp.args.PyTreeRestore(
             item=wanted, partial_restore=True, restore_args=ocp.checkpoint_utils.construct_restore_args(wanted)
         )
-        with self._readable(step), ocp.PyTreeCheckpointer() as checkpointer:
+        with self._explain_reading(step), ocp.PyTreeCheckpointer() as checkpointer:
             restored: Params = checkpointer.restore(self._folder / str(step) / "state", args=arguments)[name]
         return restored
 
@@ -298,7 +298,7 @@ class CheckpointStore:
             )
 
     def _check_shapes(self, step: int, abstract: TrainState) -> None:
-        with self._readable(step):
+        with self._explain_reading(step):
             have, want = _shapes(orbax_shapes(self._folder / str(step) / "state")), _shapes(abstract)
         faults = [
             f"{name}: {have.get(name, 'absent')} -> {want.get(name, 'absent')}"
@@ -312,7 +312,7 @@ class CheckpointStore:
             )
 
     @contextlib.contextmanager
-    def _explained(self, what: str) -> Iterator[None]:
+    def _explain(self, what: str) -> Iterator[None]:
         try:
             yield
         except Exception as error:
@@ -321,7 +321,7 @@ class CheckpointStore:
             raise OSError(f"A checkpoint in {self._folder} could not be {what} ({_reason(error)}); {kept}.") from error
 
     @contextlib.contextmanager
-    def _readable(self, step: int) -> Iterator[None]:
+    def _explain_reading(self, step: int) -> Iterator[None]:
         try:
             yield
         except Exception as error:

@@ -121,7 +121,7 @@ class DataSettings(_Settings):
     @classmethod
     def _known(cls, value: dict[str, Any]) -> dict[str, Any]:
         try:
-            made_augmentation(value)
+            make_augmentation(value)
         except TypeError as error:
             raise ValueError(f"{error}; there are {', '.join(Augmentation.__dataclass_fields__)}") from None
         return value
@@ -331,7 +331,7 @@ class RunConfig(_Settings):
         return True
 
 
-def made_augmentation(values: Mapping[str, Any]) -> Augmentation:
+def make_augmentation(values: Mapping[str, Any]) -> Augmentation:
     """Returns the augmentation that a file's table describes, whose pairs are lists."""
     fields: Any = {name: tuple(value) if isinstance(value, list) else value for name, value in values.items()}
     return Augmentation(**fields)

@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path, PurePath
 from typing import Any
 
-from altclip_jax.data.files import expanded, matching, named_within
+from altclip_jax.data.files import find_files, match_names, name_within
 from altclip_jax.training.config import RunConfig, SourceSettings
 from altclip_jax.version import __version__
 
@@ -50,12 +50,12 @@ def files_of(sources: Sequence[SourceSettings]) -> list[Files]:
     missing = []
     for source in sources:
         try:
-            found.append(expanded(source.path))
+            found.append(find_files(source.path))
         except FileNotFoundError as error:
             missing.append(str(error))
     if missing:
         raise FileNotFoundError("\n".join(missing))
-    return [named_within([[path, path.stat().st_size] for path in paths]) for paths in found]
+    return [name_within([[path, path.stat().st_size] for path in paths]) for paths in found]
 
 
 def describe(config: RunConfig, files: Sequence[Files]) -> dict[str, Any]:
@@ -90,7 +90,7 @@ def read_description(found: Mapping[str, Any]) -> dict[str, Any]:
     if by["format"] == 1 and "files" in values:
         sizes = values["files"]
         values["files"] = [
-            named_within([[path, sizes[path]] for path in matching(source["path"], sizes)])
+            name_within([[path, sizes[path]] for path in match_names(source["path"], sizes)])
             for source in values["data"]["train"]
         ]
     return values
@@ -106,7 +106,7 @@ def config_of(found: Mapping[str, Any], subject: str) -> RunConfig:
     return RunConfig.from_values({name: values[name] for name in values if name in RunConfig.model_fields}, subject)
 
 
-def with_own_past(config: RunConfig, found: Mapping[str, Any]) -> RunConfig:
+def keep_own_past(config: RunConfig, found: Mapping[str, Any]) -> RunConfig:
     """Returns what a run goes on with: what came after release 0.1.0 and is not said today is as the run did it.
 
     Args:
@@ -133,7 +133,7 @@ def differences(ours: Mapping[str, Any], theirs: Mapping[str, Any]) -> list[str]
         theirs: Another one, from `read_description`.
     """
     unread = "path" if "files" in ours and "files" in theirs else "files"
-    our, their = told(ours), told(theirs)
+    our, their = flatten_description(ours), flatten_description(theirs)
     lines = []
     for name in sorted({*our, *their}):
         was, now = their.get(name, "absent"), our.get(name, "absent")
@@ -147,7 +147,7 @@ def differences(ours: Mapping[str, Any], theirs: Mapping[str, Any]) -> list[str]
     return lines
 
 
-def told(description: Mapping[str, Any]) -> dict[str, Any]:
+def flatten_description(description: Mapping[str, Any]) -> dict[str, Any]:
     """Returns a description by dotted names, those of its sources and their files among them."""
     values = _flat({name: value for name, value in description.items() if name != "files"})
     for place, source in enumerate(values.pop("data.train", [])):
@@ -170,7 +170,7 @@ def features_of(sources: Sequence[SourceSettings], **settings: Any) -> dict[str,
     """
     described = []
     for source in sources:
-        files = [[path, (state := path.stat()).st_size, state.st_mtime_ns] for path in expanded(source.path)]
+        files = [[path, (state := path.stat()).st_size, state.st_mtime_ns] for path in find_files(source.path)]
         described.append(_without_place({**source.model_dump(mode="json"), "files": files}))
     return {"sources": described, **settings}
 
@@ -189,7 +189,7 @@ def read_features_of(found: Mapping[str, Any], settings: Mapping[str, Any]) -> d
 
 def _without_place(source: Mapping[str, Any]) -> dict[str, Any]:
     kept = {name: value for name, value in source.items() if name not in ("path", "weight")}
-    return {**kept, "files": named_within(source["files"])}
+    return {**kept, "files": name_within(source["files"])}
 
 
 def _is_free(name: str) -> bool:

@@ -24,7 +24,7 @@ from altclip_jax.training.interrupt import StopRequest
 from altclip_jax.training.log import RunLog, Throughput
 from altclip_jax.training.processes import Agreement, require_same
 from altclip_jax.training.run import Run, build
-from altclip_jax.training.run_folder import claim_folder, export, held
+from altclip_jax.training.run_folder import claim_folder, export, hold
 from altclip_jax.training.state import TrainState
 
 
@@ -79,7 +79,7 @@ def train(config: RunConfig, *, dry_run: bool = False, quiet: bool = False) -> O
 def _train(config: RunConfig, folder: Path, files: Sequence[Files], quiet: bool, watch: Watch) -> Outcome:
     with (
         StopRequest(watch.alive) as stop,
-        held(folder) as guarded,
+        hold(folder) as guarded,
         CheckpointStore(folder, config.checkpoints) as store,
         watch.telling(),
     ):
@@ -99,7 +99,7 @@ def _train(config: RunConfig, folder: Path, files: Sequence[Files], quiet: bool,
             state = run.first_state() if last is None else store.restore(last, run.abstract)
             if last is not None:
                 log.say(f"going on from step {last} of {config.steps} in {folder}")
-                store.measured(log.evaluations)
+                store.add_metrics(log.evaluations)
             outcome = _Loop(run, store, log, stop, watch).until_done(state)
             del state
         if outcome.stopped_by is None:
@@ -127,10 +127,10 @@ class _Loop:
         concern, measured = Concern.NONE, True
         with self._run.batches(step) as batches, self._profiler() as profile, self._watch.telling():
             if step and self._due(step)[1] and step not in self._log.evaluations:  # it was interrupted there
-                found, concern = self._evaluated(step, state)
+                found, concern = self._evaluate(step, state)
                 measured = found is not None or self._run.evaluate is None
                 if found is not None:
-                    self._store.measured({step: found})
+                    self._store.add_metrics({step: found})
             concern = max(concern, self._ask(agreement, batches)())
             while step < config.steps and not concern:
                 batch = next(batches)
@@ -155,7 +155,7 @@ class _Loop:
                     with self._throughput.paused():
                         found = None
                         if evaluates and not concern:
-                            found, concern = self._evaluated(step, state)
+                            found, concern = self._evaluate(step, state)
                         measured = not evaluates or found is not None or self._run.evaluate is None
                         if saves:
                             self._store.save(step, state, self._run.description, found)
@@ -192,7 +192,7 @@ class _Loop:
         evaluates = done or step % config.evaluation.every == 0 or (saves and config.checkpoints.keep_best > 0)
         return saves, evaluates
 
-    def _evaluated(self, step: int, state: TrainState) -> tuple[dict[str, float] | None, Concern]:
+    def _evaluate(self, step: int, state: TrainState) -> tuple[dict[str, float] | None, Concern]:
         """Returns the metrics of a state that is known to be finite, None without data or time for them."""
         if self._run.evaluate is None:
             return None, Concern.NONE

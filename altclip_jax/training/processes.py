@@ -19,7 +19,7 @@ from altclip_jax import parallel
 from altclip_jax.distributed import Concern, digest, exchange, exchange_json, from_first
 from altclip_jax.files import hub
 from altclip_jax.sentences import some_lines
-from altclip_jax.training.description import told
+from altclip_jax.training.description import flatten_description
 
 _PACKAGES = ("altclip-jax", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy")
 _OWN_MATTER = ("data.threads", "data.prefetch", "logging")
@@ -94,7 +94,7 @@ def _packages() -> dict[str, str]:
 
 
 def _own(description: Mapping[str, Any]) -> dict[str, Any]:
-    values = told(description)
+    values = flatten_description(description)
     return {
         name: value
         for name, value in values.items()
@@ -140,10 +140,10 @@ class Agreement:
         if self._alone:
             return lambda: concern
 
-        def told(index: tuple[slice, ...]) -> np.ndarray:
+        def tell(index: tuple[slice, ...]) -> np.ndarray:
             first = int(np.searchsorted(self._mine, (index[0].start or 0) * self._each))
             return np.array([[[concern, digest(None if ids is None else ids[first : first + self._each])]]], np.int32)
 
         make: Any = jax.make_array_from_callback
-        outcome = self._greatest(make(self._shape, self._place, told))
+        outcome = self._greatest(make(self._shape, self._place, tell))
         return lambda: Concern(int(outcome))

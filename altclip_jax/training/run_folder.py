@@ -17,7 +17,7 @@ import jax.numpy as jnp
 from jax.sharding import Mesh
 
 from altclip_jax import checkpoints, parallel
-from altclip_jax.data.files import expanded
+from altclip_jax.data.files import find_files
 from altclip_jax.distributed import barrier, is_first
 from altclip_jax.files.checkpoint_folder import CONFIG_FILE, PROCESSOR_FILES, read_whole
 from altclip_jax.files.json_file import json_bytes, read_json_object, write_json
@@ -59,13 +59,13 @@ def claim_folder(config: RunConfig, folder: Path) -> None:
     sources = [config.model.source, *teacher]
     for source in (*config.data.train, *config.data.evaluate):
         with contextlib.suppress(FileNotFoundError):  # whoever opens them says which are missing
-            sources += map(str, expanded(source.path))
+            sources += map(str, find_files(source.path))
     keep_apart(filter(os.path.exists, sources), *(folder / name for name in _WRITTEN))
     claim(folder, "run")
 
 
 @contextlib.contextmanager
-def held(folder: Path) -> Iterator[bool]:
+def hold(folder: Path) -> Iterator[bool]:
     """Keeps another `altclip train` out of a folder while the context is open; gives False where nothing does.
 
     Raises:

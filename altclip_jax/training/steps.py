@@ -126,7 +126,7 @@ def make_train_step(objective: Objective, optimizer: optax.GradientTransformatio
         norm = optax.tree.norm(gradient)
         usable = state.healthy & jnp.isfinite(loss) & jnp.isfinite(norm)
         # a branch: it changes the state where it lies, while a choice between two would hold both
-        new = lax.cond(usable, functools.partial(_updated, optimizer, settings), lambda old, _: old, state, gradient)
+        new = lax.cond(usable, functools.partial(_update, optimizer, settings), lambda old, _: old, state, gradient)
         # a finite gradient does not say that what an optimizer makes of it is finite
         healthy = usable & jnp.isfinite(optax.tree.norm(new.params))
         return new.replace(healthy=healthy), {**metrics, "loss": loss, "gradient_norm": norm, "finite": healthy}
@@ -134,11 +134,11 @@ def make_train_step(objective: Objective, optimizer: optax.GradientTransformatio
     return step
 
 
-def _updated(
+def _update(
     optimizer: optax.GradientTransformation, settings: StepSettings, state: TrainState, gradient: Params
 ) -> TrainState:
     updates, opt_state = optimizer.update(gradient, state.opt_state, state.params)
-    params = _clamped(optax.apply_updates(state.params, updates), settings.max_log_scale)
+    params = _clamp(optax.apply_updates(state.params, updates), settings.max_log_scale)
     average = state.average
     if average is not None and settings.ema_decay is not None:
         decay = jnp.minimum(settings.ema_decay, (1 + state.step) / (10 + state.step))
@@ -179,9 +179,9 @@ def value_and_gradient(
         return compare(encode(params, part, keys), params)
 
     if settings.micro_batches > 1:
-        return _cached(encode, compare, settings, params, batch, keys)
+        return _cache_features(encode, compare, settings, params, batch, keys)
     if settings.accumulate > 1:
-        return _accumulated(loss, settings.accumulate, params, batch, keys)
+        return _accumulate(loss, settings.accumulate, params, batch, keys)
     return jax.value_and_grad(loss, has_aux=True)(params, batch, keys)
 
 
@@ -194,7 +194,7 @@ def row_keys(settings: StepSettings, step: Array, rows: int) -> Array | None:
     return jax.vmap(functools.partial(jax.random.fold_in, key))(first + jnp.arange(rows))
 
 
-def _cached(
+def _cache_features(
     encode: Any, compare: Any, settings: StepSettings, params: Params, batch: Batch, keys: Array | None
 ) -> tuple[tuple[Array, Metrics], Params]:
     parts = settings.micro_batches
@@ -220,7 +220,7 @@ def _cached(
     return (loss, metrics), jax.tree.map(lambda own, of_groups: own + of_groups.sum(axis=0), direct, gradient)
 
 
-def _accumulated(
+def _accumulate(
     loss: Any, parts: int, params: Params, batch: Batch, keys: Array | None
 ) -> tuple[tuple[Array, Metrics], Params]:
     def add(gradient: Params, part: Any) -> tuple[Params, tuple[Array, Metrics]]:
@@ -233,7 +233,7 @@ def _accumulated(
     return mean, jax.tree.map(lambda sum_: sum_ / parts, total)
 
 
-def _clamped(params: Params, limit: float) -> Params:
+def _clamp(params: Params, limit: float) -> Params:
     if "logit_scale" not in params:
         return params
     return {**params, "logit_scale": jnp.minimum(params["logit_scale"], limit)}

@@ -15,7 +15,7 @@ from altclip_jax.data.streams import ImageTextStream, TextPairStream
 from altclip_jax.processing.processor import AltCLIPProcessor
 from altclip_jax.processing.tokenizer import BaseTokenizer
 from altclip_jax.sentences import list_some
-from altclip_jax.training.config import DataSettings, RunConfig, SourceSettings, made_augmentation
+from altclip_jax.training.config import DataSettings, RunConfig, SourceSettings, make_augmentation
 from altclip_jax.training.features import Features
 
 
@@ -68,7 +68,7 @@ def image_text_stream(
     """Returns pictures with captions; with `features` pictures are not read, and those without are bad samples."""
     if features is not None and (lost := features.missing):
         mixture = _without(mixture, lost, _WithoutPictures)
-    augmentation = made_augmentation(data.augmentation) if augmented else None
+    augmentation = make_augmentation(data.augmentation) if augmented else None
     return ImageTextStream(
         mixture,
         processor,

@@ -15,7 +15,7 @@ import jax
 
 from altclip_jax import parallel
 from altclip_jax.files.json_file import read_json_object, write_json
-from altclip_jax.planning.chips import CHIPS, named
+from altclip_jax.planning.chips import CHIPS, name_exchange
 from altclip_jax.planning.plan import plan, topology_devices
 from altclip_jax.training.config import RunConfig
 
@@ -82,7 +82,7 @@ def numbers(line: Line, *, topology: bool) -> dict[str, float]:
         "peak": made.peak / 2**30,
         "program": made.program_flops / 1e12,
         "model": made.model_flops / 1e12,
-        **{named(one.kind, one.axes): one.sent / 2**30 for one in made.exchanges},
+        **{name_exchange(one.kind, one.axes): one.sent / 2**30 for one in made.exchanges},
     }
 
 

@@ -53,7 +53,7 @@ FAULTS: dict[str, tuple[int, str, str]] = {
 def evaluated(self, step, state):
     sweep.Sweep._in_order = fail
     return plain(self, step, state)
-plain, loop._Loop._evaluated = loop._Loop._evaluated, evaluated
+plain, loop._Loop._evaluate = loop._Loop._evaluate, evaluated
 """,
     ),
     "evaluation, after its exchanges": (1, "MemoryError", "stages.image_text_metrics = fail"),

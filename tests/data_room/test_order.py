@@ -6,35 +6,35 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from altclip_jax.data import order
-from altclip_jax.data.order import WINDOW, Order, hashed, permuted, permuted_groups
+from altclip_jax.data.order import WINDOW, Order, hash_numbers, permute, permute_groups
 
 SEEDS = st.integers(0, 2**64 - 1)
 
 
 @given(SEEDS, st.integers(0, 2**40), st.integers(1, 3000))
 def test_a_permutation_gives_every_index_once(seed, epoch, size):
-    assert sorted(permuted(seed, epoch, size, np.arange(size)).tolist()) == list(range(size))
+    assert sorted(permute(seed, epoch, size, np.arange(size)).tolist()) == list(range(size))
 
 
 @given(SEEDS, st.integers(1, 10**12), st.data())
 def test_a_position_goes_where_it_goes_whatever_else_is_asked_for(seed, size, data):
     positions = np.array(data.draw(st.lists(st.integers(0, size - 1), min_size=1, max_size=20)))
-    together = permuted(seed, 3, size, positions)
+    together = permute(seed, 3, size, positions)
     assert (together >= 0).all()
     assert (together < size).all()
-    assert together.tolist() == [int(permuted(seed, 3, size, positions[i : i + 1])[0]) for i in range(len(positions))]
+    assert together.tolist() == [int(permute(seed, 3, size, positions[i : i + 1])[0]) for i in range(len(positions))]
 
 
 @given(SEEDS, st.integers(0, 9), st.lists(st.integers(1, 9), min_size=1, max_size=40))
 def test_a_permutation_of_groups_gives_every_index_once(seed, epoch, sizes):
     total = sum(sizes)
-    shuffled = permuted_groups(seed, epoch, np.array(sizes), np.arange(total))
+    shuffled = permute_groups(seed, epoch, np.array(sizes), np.arange(total))
     assert sorted(shuffled.tolist()) == list(range(total))
 
 
 def test_a_permutation_of_groups_reads_few_groups_at_a_time():
     sizes = np.full(100, 10)
-    groups = permuted_groups(0, 0, sizes, np.arange(1000)) // 10
+    groups = permute_groups(0, 0, sizes, np.arange(1000)) // 10
     for start in range(0, 1000, 10 * WINDOW):
         assert len(set(groups[start : start + 10 * WINDOW].tolist())) == min(WINDOW, 100 - start // 10)
     first = groups[: 10 * WINDOW]
@@ -42,7 +42,7 @@ def test_a_permutation_of_groups_reads_few_groups_at_a_time():
 
 
 def test_epochs_and_seeds_have_orders_of_their_own():
-    orders = {tuple(permuted(seed, epoch, 50, np.arange(50))) for seed in range(5) for epoch in range(5)}
+    orders = {tuple(permute(seed, epoch, 50, np.arange(50))) for seed in range(5) for epoch in range(5)}
     assert len(orders) == 25
 
 
@@ -51,7 +51,7 @@ def test_each_index_comes_at_each_position_equally_often(size):
     trials = 1000
     counts = np.zeros((size, size))
     for epoch in range(trials):
-        counts[np.arange(size), permuted(7, epoch, size, np.arange(size))] += 1
+        counts[np.arange(size), permute(7, epoch, size, np.arange(size))] += 1
     expected = trials / size
     statistic = ((counts - expected) ** 2 / expected).sum()
     degrees = (size - 1) ** 2
@@ -60,25 +60,25 @@ def test_each_index_comes_at_each_position_equally_often(size):
 
 def test_neighbours_are_as_far_apart_as_by_chance():
     size = 10_000
-    steps = np.abs(np.diff(permuted(1, 0, size, np.arange(size))))
+    steps = np.abs(np.diff(permute(1, 0, size, np.arange(size))))
     assert abs(steps.mean() / (size / 3) - 1) < 0.05
 
 
 def test_hashes_are_those_of_splitmix64():
     # the first outputs of the published generator for the seeds 0 and 1234567
-    assert hashed(0) == 0xE220A8397B1DCDAF
-    assert hashed(1234567) == 6457827717110365317
-    assert hashed(1, 2) != hashed(2, 1)
+    assert hash_numbers(0) == 0xE220A8397B1DCDAF
+    assert hash_numbers(1234567) == 6457827717110365317
+    assert hash_numbers(1, 2) != hash_numbers(2, 1)
 
 
 @given(st.lists(st.integers(0, 2**64 - 1), min_size=1, max_size=20))
 def test_hashes_of_arrays_are_those_of_numbers(numbers):
-    mixed = order._mixed_array(np.array(numbers, np.uint64))
-    assert mixed.tolist() == [order._mixed(number) for number in numbers]
+    mixed = order._mix_array(np.array(numbers, np.uint64))
+    assert mixed.tolist() == [order._mix(number) for number in numbers]
 
 
 def test_the_order_stays_what_it_was_when_runs_were_begun():
-    assert permuted(42, 1, 1000, np.arange(6)).tolist() == [528, 783, 836, 964, 86, 784]
+    assert permute(42, 1, 1000, np.arange(6)).tolist() == [528, 783, 836, 964, 86, 784]
     sources, indices = Order(42, [10, 1000], [1, 3]).locate(5, np.arange(8), 64)
     assert (sources.tolist(), indices.tolist()) == ([1, 0, 1, 1, 1, 0, 1, 1], [290, 3, 229, 429, 654, 0, 680, 630])
 
@@ -159,4 +159,4 @@ def test_a_mixture_that_makes_no_sense_is_refused(sizes, weights, what):
 
 def test_positions_out_of_range_are_refused():
     with pytest.raises(ValueError, match="expected 0 to 4"):
-        permuted(0, 0, 5, np.array([5]))
+        permute(0, 0, 5, np.array([5]))

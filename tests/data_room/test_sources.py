@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from altclip_jax.data.files import OpenFiles, expanded
+from altclip_jax.data.files import OpenFiles, find_files
 from altclip_jax.data.sources import SourceSpec, open_sources
 
 
@@ -30,16 +30,16 @@ def folder(tmp_path):
     ],
 )
 def test_patterns_name_files(folder, pattern, names):
-    assert [path.name for path in expanded(folder / pattern)] == names
+    assert [path.name for path in find_files(folder / pattern)] == names
 
 
 def test_all_missing_files_of_a_range_are_named(folder):
     (folder / "02.tar").unlink()
     with pytest.raises(FileNotFoundError, match=r"02\.tar.*03\.tar") as caught:
-        expanded(folder / "{00..03}.tar")
+        find_files(folder / "{00..03}.tar")
     assert "01.tar" not in str(caught.value)
     with pytest.raises(FileNotFoundError, match=r"x\*\.tar"):
-        expanded(folder / "x*.tar")
+        find_files(folder / "x*.tar")
 
 
 def test_everything_wrong_with_the_sources_is_said_at_once(tmp_path):

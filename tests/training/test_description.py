@@ -12,9 +12,9 @@ from altclip_jax.training.description import (
     differences,
     features_of,
     files_of,
+    keep_own_past,
     read_description,
     read_features_of,
-    with_own_past,
 )
 
 
@@ -84,8 +84,8 @@ def test_what_0_1_0_wrote_is_read_source_by_source(tmp_path):
         source["path"] = source["path"].replace(str(tmp_path), "/old")
     found = read_description({**values, "files": names})
     assert found["files"] == files_of(config.data.train)
-    assert differences(describe(with_own_past(config, found), files_of(config.data.train)), found) == []
-    past = with_own_past(config, found).data
+    assert differences(describe(keep_own_past(config, found), files_of(config.data.train)), found) == []
+    past = keep_own_past(config, found).data
     assert (past.orientation, past.use_fast) == ("stored", False)
 
 
@@ -105,7 +105,7 @@ def test_a_row_for_a_table_that_the_stage_has_not_is_passed_over(tmp_path, monke
     monkeypatch.setitem(BEFORE, "teacher.max_length", 60)
     made(tmp_path, pairs_jsonl="{}")
     config = run(tmp_path, "pairs.jsonl")
-    assert with_own_past(config, read_description(described(config))) == config
+    assert keep_own_past(config, read_description(described(config))) == config
     found = read_description({**config.to_dict(), "stage": "teacher", "teacher": {"source": "clip"}})
     assert found["teacher"]["max_length"] == 60
 

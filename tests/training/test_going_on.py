@@ -13,7 +13,7 @@ from altclip_jax import AltCLIPModel, CLIPModel
 from altclip_jax.cli import main
 from altclip_jax.data.files import GoneError
 from altclip_jax.training.config import RunConfig
-from altclip_jax.training.description import BEFORE, describe, files_of, read_description, told
+from altclip_jax.training.description import BEFORE, describe, files_of, flatten_description, read_description
 from altclip_jax.training.log import RunLog
 from altclip_jax.training.loop import train
 from altclip_jax.weights.convert import flatten
@@ -125,11 +125,13 @@ def test_every_setting_that_0_1_0_did_not_know_has_a_row_with_what_it_did(past):
         then = json.loads((past / "runs" / name / "checkpoints/3/config/metadata").read_text())
         config = read(past, name)
         now = describe(config, files_of(config.data.train))
-        read_of_then = told(read_description(then))
-        assert told(now).keys() == read_of_then.keys()
-        known = {key for key in told({**then, "files": []}) if not key.startswith("files")}
+        read_of_then = flatten_description(read_description(then))
+        assert flatten_description(now).keys() == read_of_then.keys()
+        known = {key for key in flatten_description({**then, "files": []}) if not key.startswith("files")}
         new = {
-            key for key in told(now) if key not in known and not key.startswith("written_by") and ".files" not in key
+            key
+            for key in flatten_description(now)
+            if key not in known and not key.startswith("written_by") and ".files" not in key
         }
         assert new == set(BEFORE)
         assert {key: read_of_then[key] for key in BEFORE} == BEFORE

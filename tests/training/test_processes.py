@@ -139,9 +139,9 @@ def fail(*arguments):
 def fail_from_now_on(self, step, state):
     sweep.Sweep._in_order = fail
     return plain(self, step, state)
-plain = loop._Loop._evaluated
+plain = loop._Loop._evaluate
 if process == 0:
-    loop._Loop._evaluated = fail_from_now_on
+    loop._Loop._evaluate = fail_from_now_on
 """
 IN_A_SAVE = """
 from orbax.checkpoint._src.checkpointers import async_checkpointer

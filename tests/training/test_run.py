@@ -20,7 +20,7 @@ from altclip_jax.training.checkpoint import CheckpointStore
 from altclip_jax.training.config import RunConfig
 from altclip_jax.training.log import RunLog
 from altclip_jax.training.loop import NotFinite, train
-from altclip_jax.training.run_folder import begin, export, held
+from altclip_jax.training.run_folder import begin, export, hold
 from altclip_jax.training.streams import Lookup
 from altclip_jax.weights.convert import flatten
 
@@ -329,7 +329,7 @@ def test_two_runs_do_not_work_in_one_folder(settings, monkeypatch, capsys):
     config = settings()
     folder = Path(config.folder)
     folder.mkdir()
-    with held(folder), pytest.raises(OSError, match=r"Another run is at work in .*: wait for it"):
+    with hold(folder), pytest.raises(OSError, match=r"Another run is at work in .*: wait for it"):
         train(config, quiet=True)
 
     def none(*_):

@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 
 import jax
 import numpy as np
-from jax.sharding import Mesh, NamedSharding
+from jax.sharding import Mesh
 from jaxtyping import Float32, Int
 
 from altclip_jax import parallel
@@ -42,7 +42,7 @@ from altclip_jax.weights.convert import Params
 Walk = Callable[..., Iterator[HostBatch]]  # such as `ImageTextStream.all_pictures`
 Encode = Callable[[Params, dict[str, np.ndarray], dict[str, np.ndarray]], tuple[np.ndarray, dict[str, np.ndarray]]]
 Progress = Callable[[int], None]
-Known = dict[Path | None, np.ndarray]
+Known = dict[Path | str, np.ndarray]  # by file, or by name where a picture has no file of its own
 _LANGUAGE_BYTES = 32  # of a language's name; what is longer is cut
 
 
@@ -81,7 +81,7 @@ class Sweep:
             max_bad_share: How many there may be.
             stop: Whether a pass shall end, asked between two batches.
         """
-        self._mesh, self._rows, self._stop = mesh, rows, stop
+        self._mesh, self._rows, self.stop = mesh, rows, stop
         self._mine = parallel.local_rows(mesh, rows)
         self._shares = parallel.row_shares(mesh, rows)
         self._held = [
@@ -178,7 +178,7 @@ class Sweep:
         """Reads this process's next rows; returns whether any process has some, and all know what one has met."""
         error: Exception | None = None
         concern = Concern.NONE
-        if self._stop():
+        if self.stop():
             concern = Concern.ASKED_TO_STOP
         try:
             for reader in readers:
@@ -288,6 +288,7 @@ def embed_pictures(
     threads: int = 4,
     progress: Progress | None = None,
     known: Known | None = None,
+    stop: Callable[[], bool] = lambda: False,
 ) -> tuple[Float32[np.ndarray, "readable projection"], Int[np.ndarray, " readable"]]:
     """Returns the unit embeddings of the pictures that can be read, and their places among `pictures`.
 
@@ -298,9 +299,11 @@ def embed_pictures(
         batch_size: Pictures that the model sees at once, on all devices together.
         threads: How many decode.
         progress: Called with the number of pictures done.
-        known: Files whose embeddings are known; what is embedded here is added.
+        known: Pictures whose embeddings are known; what is embedded here is added.
+        stop: As of `Sweep`.
 
     Raises:
+        Stopped: it was asked to.
         TooManyBadSamples: `bad` allows no more.
         OtherSamplesError: another process has other pictures.
     """
@@ -311,11 +314,13 @@ def embed_pictures(
     rows = np.zeros((len(pictures), clip.model.config.projection_dim), np.float32)
     there = np.zeros(len(pictures), np.bool_)
     for place, picture in enumerate(pictures):
-        if picture.file in known:
-            rows[place], there[place] = known[picture.file], True
+        if (key := picture.file or picture.name) in known:
+            rows[place], there[place] = known[key], True
     unknown = np.flatnonzero(~there).tolist()
-    mesh = mesh_of(clip.params)
-    sweep = Sweep(mesh, _rows_at_once(len(unknown), batch_size, parallel.batch_devices(mesh)), threads=threads)
+    one = next(iter(devices_of(clip.params)), default_device())
+    mesh = clip.encoder.mesh or parallel.make_mesh(devices=[one])
+    at_once = _rows_at_once(len(unknown), batch_size, parallel.batch_devices(mesh))
+    sweep = Sweep(mesh, at_once, threads=threads, stop=stop)
     encode = sweep.tower(clip)
     pixels = Pixels(clip.processor.image_processor, Augmentation())
 
@@ -341,7 +346,7 @@ def embed_pictures(
     if progress and told < len(pictures):
         progress(len(pictures) - told)
     places = np.flatnonzero(there)
-    known |= {file: rows[place] for place in places.tolist() if (file := pictures[place].file) is not None}
+    known |= {pictures[place].file or pictures[place].name: rows[place] for place in places.tolist()}
     return rows[places], places
 
 
@@ -360,15 +365,6 @@ def embed_texts(
     places: dict[str, int] = {}
     of_texts = [places.setdefault(text, len(places)) for text in texts]
     return clip.encode_text(list(places), batch_size=batch_size, progress=progress)[of_texts]
-
-
-def mesh_of(params: Params) -> Mesh:
-    """Returns the mesh that parameters are on; where they are on one device, or none, a mesh of one."""
-    for leaf in jax.tree.leaves(params):
-        if isinstance(leaf, jax.Array) and isinstance(leaf.sharding, NamedSharding):
-            mesh: Mesh = leaf.sharding.mesh  # type: ignore[assignment]
-            return mesh
-    return parallel.make_mesh(devices=[next(iter(devices_of(params)), default_device())])
 
 
 def _rows_at_once(rows: int, batch_size: int, devices: int) -> int:

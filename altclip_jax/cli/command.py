@@ -15,6 +15,7 @@ from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from jax.sharding import Mesh
     from rich.progress import Progress
 
     from altclip_jax.inference.pipeline import AltCLIP
@@ -57,8 +58,8 @@ def add_dtype_options(parser: argparse._ActionsContainer) -> None:
     )
 
 
-def load_model(options: argparse.Namespace) -> AltCLIP:
-    """Loads the model that the options name."""
+def load_model(options: argparse.Namespace, mesh: Mesh | None = None) -> AltCLIP:
+    """Loads the model that the options name, onto a mesh or one device."""
     from altclip_jax.inference.pipeline import AltCLIP
 
     return AltCLIP.from_pretrained(
@@ -67,6 +68,7 @@ def load_model(options: argparse.Namespace) -> AltCLIP:
         param_dtype=options.param_dtype,
         revision=options.revision,
         local_files_only=options.local_files_only,
+        mesh=mesh,
     )
 
 

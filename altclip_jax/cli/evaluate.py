@@ -6,7 +6,7 @@ import argparse
 import contextlib
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from altclip_jax.cli.command import (
     add_command,
@@ -17,6 +17,10 @@ from altclip_jax.cli.command import (
     print_json,
     several_encodings,
 )
+from altclip_jax.cli.processes import add_process_options, joined
+
+if TYPE_CHECKING:
+    from altclip_jax.inference.pipeline import AltCLIP
 
 
 def add_commands(commands: Any) -> None:
@@ -28,7 +32,7 @@ def add_commands(commands: Any) -> None:
     retrieval = add_command(
         tasks,
         "retrieval",
-        _retrieval,
+        _in_all_processes(_retrieval),
         "find pictures by captions and captions by pictures, for each language",
         epilog="A caption is found if a picture it belongs to is among the first k of all pictures; a picture, if one"
         " of its captions is among the first k of that language. Equal scores count against the model.",
@@ -42,7 +46,7 @@ def add_commands(commands: Any) -> None:
     zero_shot = add_command(
         tasks,
         "zero-shot",
-        _zero_shot,
+        _in_all_processes(_zero_shot),
         "tell pictures apart by the names of their classes, in each language",
         epilog="Of equal scores the class that stands first in the file counts as the larger.",
     )
@@ -67,7 +71,7 @@ def add_commands(commands: Any) -> None:
     paper = add_command(
         tasks,
         "paper",
-        _paper,
+        _in_all_processes(_paper),
         "run the public benchmarks that are there, and compare with what was published for AltCLIP",
         epilog="Exit code 1 if a benchmark could not be run; the others are.",
     )
@@ -80,7 +84,12 @@ def add_commands(commands: Any) -> None:
 
 def _add_common(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--html", type=Path, metavar="FILE", help="write a report with plots and examples, too")
-    parser.add_argument("--batch-size", type=positive, default=64, metavar="N", help="default: %(default)s")
+    parser.add_argument(
+        "--batch-size", type=positive, default=64, metavar="N", help="on all devices together; default: %(default)s"
+    )
+    for axis in ("fsdp", "tensor"):
+        parser.add_argument(f"--{axis}", type=positive, default=1, metavar="N", help="devices that share parameters")
+    add_process_options(parser)
     add_model_options(parser)
 
 
@@ -93,7 +102,7 @@ def _retrieval(options: argparse.Namespace) -> None:
     _keep_inputs(options, *options.data)
     bad = BadSamples()
     collection = open_collection(options.data, options.language, bad)
-    clip = load_model(options)
+    clip = _load_everywhere(options)
     total = len(collection.pictures) + len({caption.text for caption in collection.captions})
     with encoding_progress(total) as done:
         run = evaluate_retrieval(clip, collection, bad, batch_size=options.batch_size, progress=done)
@@ -118,7 +127,7 @@ def _zero_shot(options: argparse.Namespace) -> None:
     classes = read_classes(options.classes).limited(options.language)
     templates = read_templates(options.templates) if options.templates else {}
     labelled = open_labelled(options.data, bad)
-    clip = load_model(options)
+    clip = _load_everywhere(options)
     with encoding_progress(len(labelled)) as done:
         run = evaluate_zero_shot(clip, labelled, classes, templates, bad, batch_size=options.batch_size, progress=done)
     _tell(
@@ -134,7 +143,7 @@ def _paper(options: argparse.Namespace) -> int:
     from altclip_jax.evaluation.benchmarks.suite import run_suite
     from altclip_jax.evaluation.report import reports
 
-    clip = load_model(options)
+    clip = _load_everywhere(options)
     with several_encodings() as begin:
         outcome = run_suite(clip, options.data, options.benchmark, batch_size=options.batch_size, begin=begin)
     _tell(
@@ -144,6 +153,26 @@ def _paper(options: argparse.Namespace) -> int:
         lambda: reports.paper_report(outcome, clip.name, str(options.data)),
     )
     return 1 if outcome.failed else 0
+
+
+def _in_all_processes(evaluate: Callable[[argparse.Namespace], int | None]) -> Callable[..., int | None]:
+    """Returns a command that joins the processes which its options name."""
+
+    def run(options: argparse.Namespace) -> int | None:
+        with joined(options):
+            return evaluate(options)
+
+    return run
+
+
+def _load_everywhere(options: argparse.Namespace) -> AltCLIP:
+    """Loads the model onto all devices of all processes."""
+    import jax
+
+    from altclip_jax.parallel import make_mesh
+
+    one = jax.device_count() == options.fsdp == options.tensor == 1
+    return load_model(options, mesh=None if one else make_mesh(fsdp=options.fsdp, tensor=options.tensor))
 
 
 def _keep_inputs(options: argparse.Namespace, *patterns: str | Path) -> None:
@@ -162,8 +191,11 @@ def _tell(
     print_table: Callable[[dict[str, Any]], None],
     report: Callable[[], bytes],
 ) -> None:
+    from altclip_jax.distributed import is_first
     from altclip_jax.files.json_file import write_bytes
 
+    if not is_first():  # what follows is written once
+        return
     if options.json:
         print_json(summary)
     else:

@@ -11,7 +11,7 @@ from typing import Any
 from altclip_jax.cli.job import Job
 from altclip_jax.exit_codes import ASKED_TO_STOP
 
-_IN_SEVERAL = ("train", "embed")  # the commands that have the options of cli/processes.py
+_IN_SEVERAL = ("train", "embed", "evaluate")  # the commands that have the options of cli/processes.py
 _GIVEN_HERE = ("--coordinator", "--processes", "--process", "--local-devices", "--distributed")
 
 

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 import numpy as np
 
 from altclip_jax.data.samples import SampleError
 from altclip_jax.files.json_file import parse_json
+from altclip_jax.files.lock import hold_in_turn
 from altclip_jax.files.staging import refusals_explained
 
 _JUDGED_OVER = 1000  # samples; a share of fewer says little
@@ -58,9 +59,9 @@ class BadSamples:
         self._share = max_bad_share
         self._seen = np.zeros(0, np.uint8)  # a bit for each sample
         self._log = None if log is None else Path(log)
-        logged = self._log.read_bytes() if self._log is not None and self._log.exists() else b""
-        self._logged = _names_in(logged)
-        self._break = "\n" if logged and not logged.endswith(b"\n") else ""
+        self._logged: set[str] = set()
+        self._looked_at, self._break = 0, ""  # bytes of the log, and what its next line begins with
+        self._look()
 
     def record_faults(self, faults: Iterable[SampleError], samples: int) -> None:
         """Takes what was found damaged when sources with this number of samples were opened.
@@ -119,19 +120,36 @@ class BadSamples:
     def _note(self, faults: Iterable[SampleError]) -> bool:
         new = {fault.name: fault.reason for fault in faults if fault.name not in self.names}
         self.names.update(new)
-        lines = [
-            json.dumps({"sample": name, "reason": reason}, ensure_ascii=False) + "\n"
-            for name, reason in new.items()
-            if name not in self._logged
-        ]
-        if self._log is not None and self._logs and lines:
-            self._logged.update(new)
-            with refusals_explained(self._log):
-                self._log.parent.mkdir(parents=True, exist_ok=True)
-                with self._log.open("ab", buffering=0) as file:  # one write: lines of several processes do not mix
-                    file.write((self._break + "".join(lines)).encode("utf-8", "backslashreplace"))
-                    self._break = ""
+        if self._log is not None and self._logs and not self._logged.issuperset(new):
+            self._write(self._log, new)
         return bool(new)
+
+    def _write(self, log: Path, new: Mapping[str, str]) -> None:
+        """Names in the log what nobody has named there, in this process or another."""
+        with refusals_explained(log):
+            log.parent.mkdir(parents=True, exist_ok=True)
+            with hold_in_turn(log.with_name(f".{log.name}.lock")):
+                self._look()
+                lines = [
+                    json.dumps({"sample": name, "reason": reason}, ensure_ascii=False) + "\n"
+                    for name, reason in new.items()
+                    if name not in self._logged
+                ]
+                with log.open("ab", buffering=0) as file:  # one write: lines of several processes do not mix
+                    file.write((self._break + "".join(lines)).encode("utf-8", "backslashreplace") if lines else b"")
+                self._look()
+
+    def _look(self) -> None:
+        """Reads what was added to the log since it was last looked at."""
+        if self._log is None or not self._log.exists():
+            return
+        with self._log.open("rb") as file:
+            file.seek(self._looked_at)
+            added = file.read()
+        if added:
+            self._logged |= _names_in(added)
+            self._looked_at += len(added)
+            self._break = "" if added.endswith(b"\n") else "\n"
 
 
 def _names_in(log: bytes) -> set[str]:

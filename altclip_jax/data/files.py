@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import glob
 import itertools
 import os
@@ -23,6 +24,15 @@ class GoneError(OSError):
     """What could be read before cannot be now: the disk has gone, and no sample is at fault."""
 
 
+@contextlib.contextmanager
+def gone_told(path: Path) -> Iterator[None]:
+    """Raises GoneError where a file that was opened before cannot be read."""
+    try:
+        yield
+    except OSError as error:
+        raise GoneError(f"{path} cannot be read any more ({error.strerror or error}). {_BRING_BACK}") from error
+
+
 class OpenFiles:
     """Reads pieces of files, of which it keeps the last used open; may be pickled and shared between threads."""
 
@@ -38,7 +48,7 @@ class OpenFiles:
         Raises:
             GoneError: the file, of which somebody has found this place, cannot be read.
         """
-        try:
+        with gone_told(path):
             with self._lock:
                 handle = self._handles.get(path)
                 if handle is None:
@@ -47,8 +57,6 @@ class OpenFiles:
                 while len(self._handles) > self._limit:
                     self._handles.popitem(last=False)  # it closes when the last thread that reads lets it go
             return handle.read(offset, size)
-        except OSError as error:
-            raise GoneError(f"{path} cannot be read any more ({error.strerror}). {_BRING_BACK}") from error
 
     def __getstate__(self) -> dict[str, Any]:
         return {"_limit": self._limit}

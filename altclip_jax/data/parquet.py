@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from altclip_jax.data.files import gone_told
 from altclip_jax.data.order import WINDOW
 from altclip_jax.data.samples import (
     ImageText,
@@ -134,7 +135,8 @@ class ParquetImages:
             ) from None
         if place not in self._open:
             try:
-                self._open[place] = pyarrow.parquet.ParquetFile(self._paths[place], memory_map=True)
+                # not mapped: a file whose disk goes would end the process, without a word
+                self._open[place] = pyarrow.parquet.ParquetFile(self._paths[place])
             except pyarrow.ArrowInvalid as error:
                 raise ValueError(f"{self._paths[place]} is no parquet file that can be read ({error}).") from None
         return self._open[place]
@@ -145,7 +147,8 @@ class ParquetImages:
             key = number, columns
             if key not in self._cache:
                 file, group, _ = self._groups[number]
-                self._cache[key] = self._file(file).read_row_group(group, columns=list(columns))
+                with gone_told(self._paths[file]):
+                    self._cache[key] = self._file(file).read_row_group(group, columns=list(columns))
                 if len(self._cache) > 4 * WINDOW:  # captions and pictures are read apart
                     del self._cache[next(iter(self._cache))]
             return self._cache[key]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -38,6 +38,17 @@ class RetrievalRun:
     found: dict[str, LanguageRecall]
     left_out: dict[str, str]
 
+    def metrics(self) -> dict[str, dict[str, float]]:
+        """Returns the numbers of each language by their names."""
+        return {
+            language: {
+                **{f"text_to_image@{k}": value for k, value in recall.text_to_image.items()},
+                **{f"image_to_text@{k}": value for k, value in recall.image_to_text.items()},
+                "mean_recall": recall.mean_recall,
+            }
+            for language, recall in self.found.items()
+        }
+
     def summary(self) -> dict[str, Any]:
         """Returns the numbers as plain values for JSON."""
         return {
@@ -72,6 +83,7 @@ def evaluate_retrieval(
     batch_size: int = 64,
     progress: Progress | None = None,
     known: Known | None = None,
+    stop: Callable[[], bool] = lambda: False,
 ) -> RetrievalRun:
     """Embeds a collection and looks for each picture and each caption.
 
@@ -82,12 +94,15 @@ def evaluate_retrieval(
         batch_size: Rows that the model sees at once.
         progress: Called with the number of pictures and different texts done.
         known: See `embed_pictures`.
+        stop: See `embed_pictures`.
 
     Raises:
         TooManyBadSamples: `bad` allows no more.
         ValueError: no caption is left.
     """
-    images, kept = embed_pictures(clip, collection.pictures, bad, batch_size=batch_size, progress=progress, known=known)
+    images, kept = embed_pictures(
+        clip, collection.pictures, bad, batch_size=batch_size, progress=progress, known=known, stop=stop
+    )
     collection = replace(
         collection,
         pictures=tuple(collection.pictures[place] for place in kept),

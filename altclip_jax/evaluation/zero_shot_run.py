@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -60,6 +60,17 @@ class ZeroShotRun:
     def name(self, language: str, place: int) -> str:
         """Returns the first name of a class, counted among those with a name in the language."""
         return self.classes.names[language][int(self.found[language].classes[place])][0]
+
+    def metrics(self) -> dict[str, dict[str, float]]:
+        """Returns the numbers of each language by their names."""
+        return {
+            language: {
+                "top1": found.result.top(1),
+                "top5": found.result.top(5),
+                "mean_per_class": found.result.mean_per_class,
+            }
+            for language, found in self.found.items()
+        }
 
     def summary(self) -> dict[str, Any]:
         """Returns the numbers as plain values for JSON."""
@@ -124,6 +135,7 @@ def evaluate_zero_shot(
     batch_size: int = 64,
     progress: Progress | None = None,
     known: Known | None = None,
+    stop: Callable[[], bool] = lambda: False,
 ) -> ZeroShotRun:
     """Classifies pictures by the names of each language; the pictures are embedded once.
 
@@ -138,6 +150,7 @@ def evaluate_zero_shot(
         batch_size: Rows that the model sees at once.
         progress: Called with the number of pictures done.
         known: See `embed_pictures`.
+        stop: See `embed_pictures`.
 
     Raises:
         TooManyBadSamples: `bad` allows no more.
@@ -145,7 +158,13 @@ def evaluate_zero_shot(
     """
     labels = np.array(classes.indices([label for _, label in labelled]), np.int64)
     images, kept = embed_pictures(
-        clip, [picture for picture, _ in labelled], bad, batch_size=batch_size, progress=progress, known=known
+        clip,
+        [picture for picture, _ in labelled],
+        bad,
+        batch_size=batch_size,
+        progress=progress,
+        known=known,
+        stop=stop,
     )
     labels = labels[kept]
     scale = float(np.exp(np.asarray(clip.params["logit_scale"], np.float32)))

@@ -105,7 +105,7 @@ class Encoder:
         self._steady, self._multiple = steady, 1 if mesh is None else batch_devices(mesh)
         self._pictures = processor.image_processor.orient("exif")
         self._place = None if mesh is None else sharding(mesh, BATCH)
-        self._encode_texts: Any = functools.partial(encode_text, model, params, mesh=mesh)
+        self._encode_texts: Any = functools.partial(_encode_text, model, params, mesh=mesh)
         self._encode_images: Any = functools.partial(
             encode_images, model, params, processor=self._pictures, mesh=mesh, at_once=pictures_at_once(params)
         )
@@ -303,6 +303,7 @@ class Encoder:
             ids = self.processor.tokenizer(window, truncation=True, max_length=self.text_limit)["input_ids"]
             for batch in batching.batches([len(row) for row in ids]):
                 arrays = self._pad_tokens([ids[place] for place in batch.places], batch.length)
+                check_texts(self.model.config.text_config, *arrays)  # here, where every process has all of them
                 yield _Batch(first + batch.places, arrays, batch.rows)
             first += len(window)
 

@@ -10,7 +10,7 @@ import math
 import os
 import re
 import tomllib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
@@ -191,11 +191,47 @@ class LoggingSettings(_Settings):
     profile_steps: tuple[PositiveInt, PositiveInt] | None = None  # first and last of a profiler trace, counted from 1
 
 
+class RetrievalSettings(_Settings):
+    """What `altclip evaluate retrieval` measures, in its words."""
+
+    data: tuple[str, ...] = Field(min_length=1)  # files or patterns
+    language: tuple[str, ...] | None = None  # only captions in these
+
+
+class ZeroShotSettings(_Settings):
+    """What `altclip evaluate zero-shot` measures, in its words."""
+
+    data: tuple[str, ...] = Field(min_length=1)  # a folder with a sub-folder for each class, tables or shards
+    classes: str  # a file with their names by language
+    templates: str | None = None  # a file with prompts by language; None: the bare names
+    language: tuple[str, ...] | None = None  # only names in these
+
+
+TaskName = Annotated[str, Field(pattern=r"^[\w-]+$")]
+
+
 class EvaluationSettings(_Settings):
-    """When a run is measured on what it does not learn from."""
+    """When a run is measured on what it does not learn from, and on which tasks of `altclip evaluate`."""
 
     every: PositiveInt = 500
     batch_size: PositiveInt = 256
+    retrieval: dict[TaskName, RetrievalSettings] = Field(default_factory=dict)  # by a name for its numbers
+    zero_shot: dict[TaskName, ZeroShotSettings] = Field(default_factory=dict)
+
+    @property
+    def has_tasks(self) -> bool:
+        """Whether there is any task."""
+        return bool(self.retrieval or self.zero_shot)
+
+    def knows(self, metric: str) -> bool:
+        """Returns whether a task may have a number: TASK/NAME/NUMBER or TASK/NAME/LANGUAGE/NUMBER."""
+        task, _, rest = metric.partition("/")
+        name, _, number = rest.partition("/")
+        numbers = {
+            "retrieval": r"([^/]+/)?(mean_recall|(text_to_image|image_to_text)@(1|5|10))",
+            "zero_shot": r"([^/]+/)?(top1|top5|mean_per_class)",
+        }
+        return task in numbers and name in getattr(self, task) and bool(re.fullmatch(numbers[task], number))
 
 
 class MeshSettings(_Settings):
@@ -266,14 +302,17 @@ class RunConfig(_Settings):
             if idle:
                 problems.append(f"loss.{', loss.'.join(idle)} are of the contrastive loss, not of stage 'teacher'")
         if self.checkpoints.keep_best:
-            if not self.data.evaluate:
-                problems.append("checkpoints.keep_best needs data.evaluate, which says what is better")
+            if not self.data.evaluate and not self.evaluation.has_tasks:
+                problems.append("checkpoints.keep_best needs data.evaluate or a task, which says what is better")
             directions = "text_to_teacher" if self.stage == "teacher" else "text_to_image|image_to_text"
             known = rf"mean_recall|([^/]+/)?loss|([^/]+/)?({directions})@(1|5|10)"
-            if not re.fullmatch(known, self.checkpoints.metric):
+            own = self.data.evaluate and re.fullmatch(known, self.checkpoints.metric)
+            if not own and not self.evaluation.knows(self.checkpoints.metric):
                 problems.append(
                     f"checkpoints.metric={self.checkpoints.metric!r} is not evaluated in this stage: there are loss,"
-                    f" mean_recall and {directions.replace('|', '@1, ')}@1, also for 5, 10 and each language"
+                    f" mean_recall and {directions.replace('|', '@1, ')}@1, also for 5, 10 and each language, of"
+                    " data.evaluate; and those of evaluation.retrieval and evaluation.zero_shot, such as"
+                    " zero_shot/NAME/top1"
                 )
         return problems
 
@@ -363,6 +402,19 @@ def _anchor(values: dict[str, Any], folder: Path) -> None:
             beside = folder / table[key]
             is_path = key == "path" or beside.exists() or table[key].startswith((".", "/"))
             table[key] = str(beside.resolve()) if is_path else table[key]
+    for task in _tables(values.get("evaluation"), "retrieval", "zero_shot"):
+        for key in ("data", "classes", "templates"):
+            if isinstance(task.get(key), str):
+                task[key] = str((folder / task[key]).resolve())
+            elif isinstance(task.get(key), list):
+                task[key] = [str((folder / str(name)).resolve()) for name in task[key]]
+
+
+def _tables(values: Any, *names: str) -> Iterator[dict[str, Any]]:
+    """Yields the tables within tables of some names."""
+    for name in names:
+        named = values.get(name) if isinstance(values, dict) else None
+        yield from (table for table in (named.values() if isinstance(named, dict) else ()) if isinstance(table, dict))
 
 
 def override(values: dict[str, Any], setting: str) -> None:

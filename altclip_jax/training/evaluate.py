@@ -95,12 +95,19 @@ def text_pair_metrics(
 
 
 def summary(metrics: dict[str, float]) -> str:
-    """Returns the numbers that belong in a line: loss, recall at 1 and what guessing gives."""
-    parts = [f"loss {metrics['loss']:.4g}", f"mean recall {metrics['mean_recall']:.1%}"]
+    """Returns the numbers that belong in a line: loss, recall at 1 and what guessing gives, and of a task its mean."""
+    parts = [f"loss {metrics['loss']:.4g}"] if "loss" in metrics else []
+    parts += [f"mean recall {metrics['mean_recall']:.1%}"] if "mean_recall" in metrics else []
     for direction in ("text_to_image", "image_to_text", "text_to_teacher"):
         if f"{direction}@1" in metrics:
             parts.append(f"{direction.replace('_', ' ')}@1 {metrics[f'{direction}@1']:.1%}")
-    return "evaluation  " + "  ".join([*parts, f"(chance@1 {metrics['chance@1']:.2%})"])
+    if "chance@1" in metrics:
+        parts.append(f"(chance@1 {metrics['chance@1']:.2%})")
+    for name, value in metrics.items():
+        task, _, rest = name.partition("/")
+        if task in ("retrieval", "zero_shot") and rest.count("/") == 1 and rest.endswith(("/mean_recall", "/top1")):
+            parts.append(f"{rest.replace('/', ' ').replace('_', ' ')} {value:.1%}")
+    return "evaluation  " + "  ".join(parts)
 
 
 def _contrastive(texts: np.ndarray, images: np.ndarray, log_scale: float, block: int) -> float:

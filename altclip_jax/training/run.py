@@ -93,7 +93,8 @@ def build(
         max_bad_share=config.data.max_bad_share,
         stop=(lambda: False) if stop is None else stop.asked,
     )
-    parts = build_stage(stages.Builder(config, folder, mesh, model, locked_shapes, sweep, storing, say))
+    builder = stages.Builder(config, folder, mesh, model, locked_shapes, sweep, storing, say)
+    parts = stages.with_tasks(builder, build_stage(builder))
 
     built = build_step(config, model, mesh, parts.objective, trained_shapes)
 

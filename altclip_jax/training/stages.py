@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import functools
 import time
@@ -20,13 +21,18 @@ from altclip_jax.data.samples import ImageTextSource
 from altclip_jax.data.sources import Mixture
 from altclip_jax.data.streams import ImageTextStream, Stream, TextPairStream
 from altclip_jax.distributed import from_first, is_first, together
+from altclip_jax.evaluation.classes import read_classes, read_templates
 from altclip_jax.evaluation.collection import collect
+from altclip_jax.evaluation.labelled import open_labelled
+from altclip_jax.evaluation.retrieval_run import RetrievalRun, evaluate_retrieval, open_collection
+from altclip_jax.evaluation.zero_shot_run import ZeroShotRun, evaluate_zero_shot
 from altclip_jax.files.checkpoint_folder import read_whole
+from altclip_jax.inference.pipeline import AltCLIP
 from altclip_jax.model.vision import VisionTower
 from altclip_jax.pretrained import CLIPTextModel, CLIPTextModelWithProjection, TwoTowerModel
 from altclip_jax.processing.processor import TOKENIZER, AltCLIPProcessor, check_tokenizer, load_processor
 from altclip_jax.processing.tokenizer import load_tokenizer
-from altclip_jax.sweep import Encode, Piece, Sweep, join
+from altclip_jax.sweep import Encode, Known, Piece, Sweep, join
 from altclip_jax.training.config import RunConfig, SourceSettings
 from altclip_jax.training.description import features_of, read_features_of
 from altclip_jax.training.evaluate import image_text_metrics, text_pair_metrics
@@ -132,6 +138,71 @@ class Parts:
     locked: Params
     helper: Params
     evaluate: Evaluate | None
+
+
+def with_tasks(builder: Builder, parts: Parts) -> Parts:
+    """Returns a stage that also measures the tasks of its configuration, as `altclip evaluate` does.
+
+    Numbers are called TASK/NAME/LANGUAGE/NUMBER, and their means over languages TASK/NAME/NUMBER.
+    """
+    config = builder.config
+    if not config.evaluation.has_tasks:
+        return parts
+    processor = builder.processor()
+    processor = AltCLIPProcessor(processor.image_processor.orient(config.data.orientation), processor.tokenizer)
+    whole = {**parts.locked, **builder.locked([part for part in builder.locked_shapes if part not in parts.locked])}
+    measures = together(lambda: list(_measures(builder)))
+    pictures_stay = not {"vision_model", "visual_projection"} & set(config.model.train)
+    known: Known = {}
+
+    def evaluate(state: TrainState) -> dict[str, float]:
+        metrics = {} if parts.evaluate is None else parts.evaluate(state)
+        if not pictures_stay:
+            known.clear()
+        clip = AltCLIP(builder.model, merge(state.smoothed, whole), processor)
+        for name, measure in measures:
+            of_languages = measure(clip, known).metrics()
+            metrics |= {
+                f"{name}/{language}/{number}": value
+                for language, numbers in of_languages.items()
+                for number, value in numbers.items()
+            }
+            for number in next(iter(of_languages.values())):
+                metrics[f"{name}/{number}"] = float(np.mean([numbers[number] for numbers in of_languages.values()]))
+        return metrics
+
+    return dataclasses.replace(parts, evaluate=evaluate)
+
+
+def _measures(builder: Builder) -> Iterator[tuple[str, Callable[[AltCLIP, Known], RetrievalRun | ZeroShotRun]]]:
+    """Yields the tasks by name, their data opened.
+
+    Raises:
+        OSError, ValueError: as `open_collection` and `open_labelled`.
+    """
+    settings, log = builder.config.evaluation, builder.folder / "bad_samples.jsonl"
+
+    def begin() -> BadSamples:
+        return BadSamples(log, max_bad_share=builder.config.data.max_bad_share, logs=is_first())
+
+    def alive(done: int) -> None:
+        builder.sweep.stop()  # texts are not cut off, but whoever waits for this process must see that it works
+
+    def measure(evaluate: Callable[..., Any], of: tuple[Any, ...], bad: BadSamples, clip: AltCLIP, known: Known) -> Any:
+        own = copy.deepcopy(bad)  # what could not be read this time may be read the next
+        rows, stop = settings.batch_size, builder.sweep.stop
+        return evaluate(clip, *of, own, batch_size=rows, progress=alive, known=known, stop=stop)
+
+    for name, retrieval in settings.retrieval.items():
+        bad = begin()
+        collection = open_collection(retrieval.data, retrieval.language, bad)
+        yield f"retrieval/{name}", functools.partial(measure, evaluate_retrieval, (collection,), bad)
+    for name, zero_shot in settings.zero_shot.items():
+        bad = begin()
+        classes = read_classes(Path(zero_shot.classes)).limited(zero_shot.language)
+        templates = read_templates(Path(zero_shot.templates)) if zero_shot.templates else {}
+        labelled = open_labelled(zero_shot.data, bad)
+        yield f"zero_shot/{name}", functools.partial(measure, evaluate_zero_shot, (labelled, classes, templates), bad)
 
 
 def contrastive(builder: Builder) -> Parts:

@@ -89,6 +89,17 @@ def test_a_log_that_was_cut_goes_on_in_a_line_of_its_own(tmp_path):
     assert log.read_text().splitlines()[2:] == ['{"sample": "sample 2", "reason": "bad"}']
 
 
+def test_a_sample_that_two_have_met_is_named_once(tmp_path):
+    """Such as the steps of a run and its evaluation, or two processes between which a row moves."""
+    log = tmp_path / "bad.jsonl"
+    steps, evaluation = BadSamples(log), BadSamples(log)
+    steps.record([1], [fault(1)])
+    evaluation.record([1, 2], [fault(1), fault(2)])
+    steps.record([2, 3], [fault(2), fault(3)])
+    assert [line["sample"] for line in logged(log)] == ["sample 1", "sample 2", "sample 3"]
+    assert [path.name for path in tmp_path.iterdir()] == ["bad.jsonl"]
+
+
 def test_a_few_bad_samples_at_the_start_do_not_stop_a_run():
     bad = BadSamples(max_bad_share=0.01)
     bad.record(range(3), [fault(1)])

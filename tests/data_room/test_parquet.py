@@ -8,6 +8,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from altclip_jax.data.batches import Batches
+from altclip_jax.data.files import GoneError
 from altclip_jax.data.samples import Caption, SampleError
 from altclip_jax.data.sources import SourceSpec, open_sources
 from altclip_jax.data.streams import ImageTextStream
@@ -102,3 +103,18 @@ def test_an_epoch_reads_each_row_group_once(tmp_path, png, processor, monkeypatc
         examples = [example for batch in loaded for example in batch.arrays["example"].tolist()]
     assert sorted(examples) == list(range(200))
     assert sorted(groups) == sorted([*range(40), *range(40)])  # once for captions and once for pictures
+
+
+def test_a_file_that_goes_while_it_is_read_is_no_bad_sample(tmp_path, table):
+    path = tmp_path / "a.parquet"
+    pq.write_table(table, path, row_group_size=5)
+    source = opened(path)
+    again = pickle.loads(pickle.dumps(source))
+    source.read(0)
+    with path.open("r+b") as file:
+        file.truncate(100)
+    with pytest.raises(GoneError, match=rf"{path} cannot be read any more .*Bring it back"):
+        source.read(7)
+    path.unlink()
+    with pytest.raises(GoneError, match=rf"{path} cannot be read any more .*Bring it back"):
+        again.read(0)

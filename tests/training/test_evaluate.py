@@ -1,9 +1,15 @@
 """The numbers of an evaluation, on embeddings whose numbers are known."""
 
+import json
+import shutil
+from pathlib import Path
+
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from altclip_jax import cli
+from altclip_jax.assets import PICTURES
 from altclip_jax.data.records import TextPairRecords
 from altclip_jax.data.samples import SampleError
 from altclip_jax.training import stages
@@ -99,3 +105,44 @@ def test_a_pair_that_one_of_two_passes_cannot_read_does_not_shift_the_others(set
     data = {"data__evaluate": [{"path": str(held_out)}], "data__max_bad_share": 0.5, "data__threads": 1}
     train(settings("teacher", steps=1, teacher__store=False, **data), quiet=True)
     assert compared == [(35, 35, 35, ["zh", "fr", "zh", *["zh", "fr"] * 16])]
+
+
+@pytest.mark.parametrize("stage", ["contrastive", "teacher"])
+def test_a_run_measures_what_the_command_does(settings, workshop, tmp_path, capsys, stage):
+    """The same words in its configuration, the same numbers in its log as of what it has exported."""
+    names = json.loads((PICTURES / "names.json").read_text(encoding="utf-8"))
+    for key in list(names)[:6]:
+        (tmp_path / "classes" / key).mkdir(parents=True)
+        for design in ("noto", "fxemoji"):
+            shutil.copy(PICTURES / f"{key}_{design}.png", tmp_path / "classes" / key)
+    classes = {key: {language: names[key][language] for language in ("en", "zh")} for key in list(names)[:6]}
+    (tmp_path / "names.json").write_text(json.dumps(classes))
+    (tmp_path / "prompts.json").write_text(json.dumps(["a {}", "{}!"]))
+    zero_shot = {"data": [str(tmp_path / "classes")], "classes": str(tmp_path / "names.json")}
+    zero_shot["templates"] = str(tmp_path / "prompts.json")
+    pictures = str(workshop / "pictures.jsonl")
+    tasks = {
+        "retrieval": {"held_out": {"data": [pictures], "language": ["en", "fr"]}},
+        "zero_shot": {"six": zero_shot},
+        "every": 1,
+    }
+    best = {"checkpoints__keep_best": 1, "checkpoints__metric": "zero_shot/six/top1"}
+    config = settings(stage, steps=1, evaluation=tasks, **best)
+    train(config, quiet=True)
+    lines = (Path(config.folder) / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
+    (logged,) = [found["evaluation"] for line in lines if "evaluation" in (found := json.loads(line))]
+    options = ["--model", str(Path(config.folder) / "export"), "--json"]
+    capsys.readouterr()
+    assert cli.main(["evaluate", "retrieval", pictures, "--language", "en", "fr", *options]) == 0
+    told = json.loads(capsys.readouterr().out)
+    for language in ("en", "fr"):
+        expected = told["languages"][language]["text_to_image"]["1"]
+        assert logged[f"retrieval/held_out/{language}/text_to_image@1"] == pytest.approx(expected)
+    assert logged["retrieval/held_out/mean_recall"] == pytest.approx(told["mean"]["mean_recall"])
+    zero_shot_options = ["--classes", zero_shot["classes"], "--templates", zero_shot["templates"]]
+    assert cli.main(["evaluate", "zero-shot", *zero_shot["data"], *zero_shot_options, *options]) == 0
+    told = json.loads(capsys.readouterr().out)
+    for number in ("top1", "top5", "mean_per_class"):
+        assert logged[f"zero_shot/six/zh/{number}"] == pytest.approx(told["languages"]["zh"][number])
+    mean = np.mean([numbers["top1"] for numbers in told["languages"].values()])
+    assert logged["zero_shot/six/top1"] == pytest.approx(mean)

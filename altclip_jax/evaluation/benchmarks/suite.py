@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from altclip_jax.data.bad_samples import BadSamples
+from altclip_jax.distributed import together
 from altclip_jax.evaluation.benchmarks.catalogue import BENCHMARKS, Benchmark, Opened
 from altclip_jax.evaluation.benchmarks.published import Reference, pictures_of, reference
 from altclip_jax.evaluation.collection import Collection
@@ -112,7 +113,7 @@ def run_suite(
     failed: dict[str, str] = {}
     for benchmark, sign in found.items():
         try:
-            opened = benchmark.open(data, sign)
+            opened = together(partial(benchmark.open, data, sign))
             runs[benchmark.name] = _run(clip, opened, batch_size, partial(begin, benchmark.name), known)
         except (ValueError, OSError) as error:
             failed[benchmark.name] = str(error)
@@ -151,25 +152,5 @@ def _compared(name: str, run: Run) -> list[Comparison]:
             ours={metric: 100 * value for metric, value in own.items()},
             published=reference(name, language),
         )
-        for language, own in _numbers(run).items()
+        for language, own in run.metrics().items()
     ]
-
-
-def _numbers(run: Run) -> dict[str, dict[str, float]]:
-    if isinstance(run, RetrievalRun):
-        return {
-            language: {
-                **{f"text_to_image@{k}": value for k, value in recall.text_to_image.items()},
-                **{f"image_to_text@{k}": value for k, value in recall.image_to_text.items()},
-                "mean_recall": recall.mean_recall,
-            }
-            for language, recall in run.found.items()
-        }
-    return {
-        language: {
-            "top1": found.result.top(1),
-            "top5": found.result.top(5),
-            "mean_per_class": found.result.mean_per_class,
-        }
-        for language, found in run.found.items()
-    }

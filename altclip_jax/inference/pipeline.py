@@ -60,13 +60,22 @@ class AltCLIP:
 
     @property
     def params(self) -> Params:
-        """Its parameters, where they are computed with."""
+        """Its parameters, where they are computed with; others may be put in their place."""
         return self.encoder.params
+
+    @params.setter
+    def params(self, params: Params) -> None:
+        self.encoder = Encoder(self.model, params, self.processor, mesh=self.encoder.mesh)
 
     @property
     def processor(self) -> AltCLIPProcessor:
-        """What prepares texts and pictures."""
+        """What prepares texts and pictures; another one may be put in its place."""
         return self.encoder.processor
+
+    @processor.setter
+    def processor(self, processor: AltCLIPProcessor) -> None:
+        check_processor(self.model.config, processor, self.name)
+        self.encoder = Encoder(self.model, self.params, processor, mesh=self.encoder.mesh)
 
     @classmethod
     def from_pretrained(

@@ -151,3 +151,17 @@ def test_a_photograph_is_embedded_upright_however_the_camera_was_held(clip, phot
         own = AltCLIPProcessor(pictures.replace(apply_exif_orientation=said), clip.processor.tokenizer)
         found = AltCLIP(clip.model, clip.params, own).encode_images(opened)
         assert np.array_equal(found, upright) == (said or orientation == 1)
+
+
+def test_parameters_and_processor_can_be_exchanged(pictures):
+    clip, other = AltCLIP.from_pretrained(mesh="all"), AltCLIP.from_pretrained()
+    texts = clip.encode_text("red apple")
+    other.params = {**other.params, "text_projection": {"kernel": -other.params["text_projection"]["kernel"]}}
+    np.testing.assert_allclose(other.encode_text("red apple"), -texts, atol=2e-6)
+    clip.params = other.params
+    np.testing.assert_allclose(clip.encode_text("red apple"), -texts, atol=2e-6)
+    assert len(clip.params["text_projection"]["kernel"].devices()) == 8
+
+    processor = AltCLIPProcessor(clip.processor.image_processor.orient("stored"), clip.processor.tokenizer)
+    other.processor = processor
+    assert other.processor is other.encoder.processor is processor

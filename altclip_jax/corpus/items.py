@@ -12,15 +12,24 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from altclip_jax.corpus.lines import CaptionLines
-from altclip_jax.data.files import NamedFiles, find_files
+from altclip_jax.data.files import NamedFiles, OpenFiles, find_files
 from altclip_jax.data.records import Records
-from altclip_jax.data.samples import Caption, ImageText, Picture, Roles, SampleError, captions_of, image_text_roles
+from altclip_jax.data.samples import (
+    Caption,
+    ImageText,
+    Picture,
+    Roles,
+    SampleError,
+    captions_of,
+    image_text_roles,
+    text_of,
+)
 from altclip_jax.data.sources import SourceSpec, open_sources
 from altclip_jax.data.webdataset import IMAGE, Shards, sample_fields
 from altclip_jax.processing.image_files import PICTURE_SUFFIXES
 
 _TABLES = {".jsonl": "jsonl", ".ndjson": "jsonl", ".csv": "csv", ".tsv": "tsv"}
+_BLOCK = 2**24  # bytes of a file of captions that are looked at together
 
 
 class Items(Protocol):
@@ -228,3 +237,48 @@ def _item(name: str, fields: dict[str, Any], pictures: tuple[Picture, ...]) -> I
     if not said and not pictures:
         raise SampleError(name, "it has neither a picture nor a caption")
     return ImageText(name, captions_of(name, fields, None) if said else (), pictures)
+
+
+class CaptionLines:
+    """Captions in a text file, one a line, of which only the places are kept in memory; empty lines are none."""
+
+    def __init__(self, path: Path):
+        """Finds the lines.
+
+        Raises:
+            OSError: the file cannot be read.
+        """
+        self.faults: tuple[SampleError, ...] = ()
+        self._path, self._files = path, OpenFiles()
+        starts, ends, offset = [np.zeros(1, np.int64)], [], 0
+        with path.open("rb") as file:
+            while block := file.read(_BLOCK):
+                breaks = np.flatnonzero(np.frombuffer(block, np.uint8) == ord("\n")) + offset
+                starts.append(breaks + 1)
+                ends.append(breaks)
+                offset += len(block)
+        first, last = np.concatenate(starts), np.concatenate([*ends, [offset]])
+        single = np.flatnonzero(last - first == 1)  # "\r" alone is empty, too
+        empty = [place for place in single if self._files.read(path, int(first[place]), 1) == b"\r"]
+        self._lines = np.setdiff1d(np.flatnonzero(last > first), np.array(empty, np.int64), assume_unique=True)
+        self._starts, self._ends = first[self._lines], last[self._lines]
+
+    def __len__(self) -> int:
+        return len(self._lines)
+
+    def read(self, index: int) -> ImageText:
+        """Returns a caption.
+
+        Raises:
+            SampleError: it is not UTF-8, or white space.
+        """
+        start, end = int(self._starts[index]), int(self._ends[index])
+        name = f"{self._path}:{self._lines[index] + 1}"
+        try:
+            text = self._files.read(self._path, start, end - start).decode("utf-8-sig" if start == 0 else "utf-8")
+        except UnicodeDecodeError as error:
+            raise SampleError(name, f"it is not UTF-8 ({error.reason} at byte {error.start} of the line)") from None
+        text = text_of(name, "the line", text)
+        if not text:
+            raise SampleError(name, "the line holds only white space")
+        return ImageText(name, (Caption(text, None),), ())

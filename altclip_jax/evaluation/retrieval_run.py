@@ -12,8 +12,7 @@ from jaxtyping import Float32
 from altclip_jax.data.bad_samples import BadSamples
 from altclip_jax.data.sources import SourceSpec, open_sources
 from altclip_jax.evaluation.collection import Collection, collect
-from altclip_jax.evaluation.ranks import TIE
-from altclip_jax.evaluation.retrieval import LanguageRecall, retrieval
+from altclip_jax.evaluation.retrieval import TIE, LanguageRecall, retrieval
 from altclip_jax.inference.pipeline import AltCLIP
 from altclip_jax.sweep import Known, Progress, embed_pictures, embed_texts
 

@@ -5,8 +5,7 @@ import time
 
 import pytest
 
-from altclip_jax.corpus.items import open_corpus
-from altclip_jax.corpus.lines import CaptionLines
+from altclip_jax.corpus.items import CaptionLines, open_corpus
 from altclip_jax.data.files import GoneError
 from altclip_jax.data.samples import SampleError
 

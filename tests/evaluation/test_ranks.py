@@ -3,8 +3,8 @@
 import numpy as np
 import pytest
 
-from altclip_jax.evaluation import ranks as module
-from altclip_jax.evaluation.ranks import TIE, ranks
+from altclip_jax.evaluation import retrieval as module
+from altclip_jax.evaluation.retrieval import TIE, ranks
 
 
 def units(rng, rows, width=8):

@@ -23,6 +23,8 @@ FORMAT = 2  # of a description; release 0.1.0 said no number, and named files by
 BEFORE: dict[str, Any] = {
     "data.orientation": "stored",
     "data.use_fast": False,
+    "evaluation.retrieval": {},
+    "evaluation.zero_shot": {},
 }
 # What may change between the halves of an interrupted run: nothing that decides the numbers.
 _FREE_TO_CHANGE = (
@@ -86,7 +88,7 @@ def read_description(found: Mapping[str, Any]) -> dict[str, Any]:
         )
     for name, value in BEFORE.items():
         table, key = _table_of(values, name)
-        table.setdefault(key, value)
+        table.setdefault(key, copy.copy(value))
     if by["format"] == 1 and "files" in values:
         sizes = values["files"]
         values["files"] = [
@@ -115,7 +117,7 @@ def keep_own_past(config: RunConfig, found: Mapping[str, Any]) -> RunConfig:
     """
     values = config.to_dict()
     for name in BEFORE:
-        if not config.says(name):
+        if not config.says(name) and not _is_free(name):
             (ours, key), (theirs, _) = _table_of(values, name), _table_of(found, name)
             if key in theirs:  # not in a table that this stage has not
                 ours[key] = theirs[key]

@@ -73,7 +73,7 @@ def test_every_block_runs_or_says_why_not(name, blocks_of, shell, folder, monkey
 
 def check_settings(values):
     """Checks that what a document shows of a run's file are settings, and values that they take."""
-    recipe = {"teacher": "teacher_learning", "contrastive": "contrastive"}[values["stage"]]
+    recipe = {"teacher": "teacher_learning", "contrastive": "contrastive"}[values.get("stage", "contrastive")]
     whole = tomllib.loads((ROOT / "recipes" / "altclip" / f"{recipe}.toml").read_text(encoding="utf-8"))
     for name, value in values.items():
         whole[name] = {**whole[name], **value} if isinstance(value, dict) and name in whole else value

@@ -76,7 +76,8 @@ def test_what_0_1_0_wrote_is_read_source_by_source(tmp_path):
     config = run(tmp_path, "a/*.tar", "a/{2,0}.tar", "pairs.jsonl")
     values = config.to_dict()
     for name in BEFORE:
-        del values["data"][name.removeprefix("data.")]
+        table, key = name.split(".")
+        del values[table][key]
     names = {
         f"/old/{name}": size for name, size in (("a/0.tar", 1), ("a/1.tar", 2), ("a/2.tar", 3), ("pairs.jsonl", 2))
     }

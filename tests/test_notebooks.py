@@ -106,7 +106,7 @@ def test_warnings_and_paths_of_the_machine_are_faults(script):
 def test_what_is_printed_in_pieces_is_one_output_and_metadata_are_gone(script):
     given = notebook(printed("a"), printed("b"), printed("c", "stderr"), printed("d"))
     given.cells[1].metadata["execution"] = {"iopub.execute_input": "2020-01-01T00:00:00Z"}
-    found = script.stripped(given)
+    found = script.strip(given)
     assert [output.text for output in found.cells[1].outputs] == ["ab", "c", "d"]
     assert found.cells[1].metadata == {}
     assert "version" not in found.metadata.language_info

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from altclip_jax.cli.answering import add_images, find_images
 from altclip_jax.cli.command import add_command, add_model_options, encoding_progress, load_model, positive, print_json
-from altclip_jax.cli.processes import add_process_options, joined
+from altclip_jax.cli.processes import add_process_options, join
 
 if TYPE_CHECKING:
     from altclip_jax.corpus.embed import Pace
@@ -77,7 +77,7 @@ def _embed(options: argparse.Namespace) -> None:
         share = _independent(options)
         _embed_share(options, output, share)
     else:
-        with joined(options):
+        with join(options):
             import jax
 
             share = jax.process_index(), jax.process_count()

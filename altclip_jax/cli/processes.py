@@ -35,7 +35,7 @@ def add_process_options(parser: argparse.ArgumentParser) -> None:
 
 
 @contextlib.contextmanager
-def joined(options: argparse.Namespace) -> Iterator[None]:
+def join(options: argparse.Namespace) -> Iterator[None]:
     """Joins the run that the options name; an error inside ends this process of several at once, with its sentence.
 
     Otherwise Python's exit would wait for processes that themselves wait for this one. It is left when all processes

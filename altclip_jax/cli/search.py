@@ -96,7 +96,7 @@ def _search(options: argparse.Namespace) -> None:
         raise ValueError("--probes says how many lists an approximate search looks through: add --approximate.")
     if not options.texts and not options.image:
         raise ValueError("There is nothing to search for: give texts, or pictures with --image.")
-    index = _opened(options)
+    index = _open(options)
     clip = load_model(options)
     version = version_of(index.told["fingerprint"])
     if index.told["fingerprint"] != clip.fingerprint(version):
@@ -125,7 +125,7 @@ def _search(options: argparse.Namespace) -> None:
         _print(found)
 
 
-def _opened(options: argparse.Namespace) -> Index:
+def _open(options: argparse.Namespace) -> Index:
     from altclip_jax.corpus.index import DESCRIPTION, Index
 
     folder = options.index / _OWN if (options.index / _OWN).is_dir() else options.index

@@ -8,7 +8,7 @@ import sys
 from typing import TYPE_CHECKING, Any
 
 from altclip_jax.cli.command import add_command, print_json, quiet_storage
-from altclip_jax.cli.processes import add_process_options, joined
+from altclip_jax.cli.processes import add_process_options, join
 from altclip_jax.exit_codes import ANOTHER_FAILED, ASKED_TO_STOP
 
 if TYPE_CHECKING:
@@ -38,7 +38,7 @@ def _train(options: argparse.Namespace) -> int:
 
     quiet_storage()
     config = RunConfig.read(options.config, options.settings)
-    with joined(options):
+    with join(options):
         outcome = train(config, dry_run=options.dry_run)
     if not is_first():  # what follows is said once
         return 0 if outcome.stopped_by is None else ASKED_TO_STOP

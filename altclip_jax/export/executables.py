@@ -47,7 +47,9 @@ def check_sizes(sizes: tuple[int, ...], limits: Mapping[str, tuple[int, int | No
     return found
 
 
-def compiled(program: Program, exported: jax.export.Exported, sizes: Mapping[str, int], *, inside: bool) -> bytes:
+def compile_program(
+    program: Program, exported: jax.export.Exported, sizes: Mapping[str, int], *, inside: bool
+) -> bytes:
     """Compiles an exported program for sizes, on this process' first device.
 
     Raises:

@@ -14,7 +14,7 @@ import jax
 import jax.export
 import numpy as np
 
-from altclip_jax.export.executables import check_sizes, compiled, fingerprint
+from altclip_jax.export.executables import check_sizes, compile_program, fingerprint
 from altclip_jax.export.programs import PictureForm, Program, limits, lower, programs_of
 from altclip_jax.files.ownership import refuse_others
 from altclip_jax.files.whole import Change, settle
@@ -91,7 +91,7 @@ def export_program(
             for shape in wanted:
                 if _program_for(shape) == program.name:
                     name = f"{program.name}-{'x'.join(map(str, shape.values()))}.executable"
-                    written = files.add(name, [compiled(program, exported, shape, inside=inside)])
+                    written = files.add(name, [compile_program(program, exported, shape, inside=inside)])
                     compiled_ones.append({"program": program.name, "sizes": shape, **written})
         manifest = {
             **_origin(clip, exported, normalize, pictures),

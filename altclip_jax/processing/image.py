@@ -343,14 +343,14 @@ class AltCLIPImageProcessor:
             input_data_format = array_layout([picture for _, picture in pictures])
         caught = UNREADABLE if on_error == "skip" else (ImageError,)
 
-        def tried(named: tuple[str, Any]) -> np.ndarray | Exception:
+        def attempt(named: tuple[str, Any]) -> np.ndarray | Exception:
             name, picture = named
             try:
                 return self.resize_and_crop(picture, name, input_data_format)
             except caught as error:
                 return error
 
-        results = _map_in_threads(tried, pictures, _count_threads([picture for _, picture in pictures], threads))
+        results = _map_in_threads(attempt, pictures, _count_threads([picture for _, picture in pictures], threads))
         problems = [result for result in results if isinstance(result, Exception)]
         if problems and on_error == "raise":
             raise ImageError("\n".join(map(str, problems))) from problems[0].__cause__

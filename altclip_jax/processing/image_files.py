@@ -49,7 +49,7 @@ def named_pictures(images: Any) -> list[tuple[str, Any]]:
     Raises:
         ImageError: there is none.
     """
-    pictures = list(_named(images, "images"))
+    pictures = list(_name(images, "images"))
     if not pictures:
         raise ImageError("images is empty: expected at least one picture.")
     return pictures
@@ -57,7 +57,7 @@ def named_pictures(images: Any) -> list[tuple[str, Any]]:
 
 def walk_pictures(images: Any) -> Iterator[tuple[str, Any]]:
     """Yields what `named_pictures` returns, of an iterator one picture at a time; there may be none."""
-    return _named(images, "images")
+    return _name(images, "images")
 
 
 def array_layout(pictures: Sequence[Any]) -> str | None:
@@ -101,7 +101,7 @@ def load_picture(
             _check_size(image, name, max_pixels)
             image.load()
             if upright if upright is not None else image is not source:
-                image = _turned(image)
+                image = _turn(image)
             return _to_rgb(image, background) if to_rgb else image
 
     if isinstance(picture, (str, os.PathLike)):
@@ -176,12 +176,12 @@ def array_to_image(array: Shaped[np.ndarray, "height width channels"], name: str
     return Image.fromarray(array[..., 0] if array.shape[-1] == 1 else array), fractions
 
 
-def _named(images: Any, place: str) -> Iterator[tuple[str, Any]]:
+def _name(images: Any, place: str) -> Iterator[tuple[str, Any]]:
     is_batch = is_array(images) and np.ndim(images) == 4
     is_iterator = isinstance(images, Iterator) and not hasattr(images, "read")  # an open file is one, too
     if is_batch or is_iterator or isinstance(images, (list, tuple)):
         for index, image in enumerate(np.asarray(images) if is_batch else images):
-            yield from _named(image, f"{place}[{index}]")
+            yield from _name(image, f"{place}[{index}]")
         return
     # a PIL image knows its file as `filename`, an open file as `name`
     candidates = (images, getattr(images, "filename", None), getattr(images, "name", None))
@@ -200,7 +200,7 @@ def _check_size(image: Image.Image, name: str, max_pixels: int) -> None:
         )
 
 
-def _turned(image: Image.Image) -> Image.Image:
+def _turn(image: Image.Image) -> Image.Image:
     """Returns a picture as its camera was held, where it says so in words that can be read.
 
     ImageOps.exif_transpose turns alike; but it also writes the other tags anew, and raises where one is damaged.

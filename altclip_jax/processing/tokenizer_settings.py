@@ -129,21 +129,21 @@ class TokenizerSettings:
             ValueError: values that make no sense; the message names the file and all of them.
         """
         config = _read(folder / CONFIG_FILE)
-        given = _parsed(config, str(folder / CONFIG_FILE))
+        given = _parse(config, str(folder / CONFIG_FILE))
         written = {name: value for name, value in config.items() if name in _TOKEN_NAMES and value is not None}
         added: list[SpecialToken] = given.pop("added_tokens_decoder", [])
         added_file = {} if "added_tokens_decoder" in config else _read(folder / ADDED_FILE)
         if "added_tokens_decoder" not in config:
             special_map = {name: value for name, value in _read(folder / MAP_FILE).items() if name in _TOKEN_NAMES}
-            mapped = _parsed(special_map, str(folder / MAP_FILE))
-            mapped["additional_special_tokens"] = _joined(given, mapped)
+            mapped = _parse(special_map, str(folder / MAP_FILE))
+            mapped["additional_special_tokens"] = _join(given, mapped)
             given |= mapped
             written |= {name: value for name, value in special_map.items() if value is not None}
             added = [
-                *_added(added_file, folder / ADDED_FILE),
-                *_parsed_list(json_tokens(), str(folder / "tokenizer.json")),
+                *_parse_added(added_file, folder / ADDED_FILE),
+                *_parse_list(json_tokens(), str(folder / "tokenizer.json")),
             ]
-        given = {"model_max_length": family.max_length, **given, **_parsed(overrides, "The overrides")}
+        given = {"model_max_length": family.max_length, **given, **_parse(overrides, "The overrides")}
         assumed = {
             name: SpecialToken(content, declared=False, normalized=family.normalized)
             for name, content in family.roles.items()
@@ -154,7 +154,7 @@ class TokenizerSettings:
             family=family,
             roles={name: token.content for name, token in roles.items()},
             additional=[token.content for token in additional],
-            tokens=_merged(added, roles, additional),
+            tokens=_merge(added, roles, additional),
             config=config,
             written=written,
             added_file=added_file,
@@ -184,7 +184,7 @@ class TokenizerSettings:
         return {**files, ADDED_FILE: dict(self.added_file)} if self.added_file else files
 
 
-def _merged(
+def _merge(
     added: Sequence[SpecialToken], roles: Mapping[str, SpecialToken], additional: Sequence[SpecialToken]
 ) -> list[SpecialToken]:
     """Returns one token per string, in the order in which those without an id get theirs."""
@@ -204,7 +204,7 @@ def _merged(
     return list(tokens.values())
 
 
-def _joined(*sources: Mapping[str, Any]) -> list[SpecialToken]:
+def _join(*sources: Mapping[str, Any]) -> list[SpecialToken]:
     tokens = [token for source in sources for token in source.get("additional_special_tokens", [])]
     return list({token.content: token for token in tokens}.values())
 
@@ -213,7 +213,7 @@ def _read(path: Path) -> dict[str, Any]:
     return read_json_object(path) if path.is_file() else {}
 
 
-def _added(values: Mapping[str, Any], path: Path) -> list[SpecialToken]:
+def _parse_added(values: Mapping[str, Any], path: Path) -> list[SpecialToken]:
     """Returns the tokens of added_tokens.json, which says their ids and no more."""
     try:
         return [SpecialToken(text, _index(value), declared=False) for text, value in values.items() if text]
@@ -221,14 +221,14 @@ def _added(values: Mapping[str, Any], path: Path) -> list[SpecialToken]:
         raise ValueError(f"{path} must give each token a whole number: {error}.") from None
 
 
-def _parsed_list(tokens: Sequence[Mapping[str, Any]], source: str) -> list[SpecialToken]:
+def _parse_list(tokens: Sequence[Mapping[str, Any]], source: str) -> list[SpecialToken]:
     try:
         return [replace(_token(token), id=_index(token["id"])) for token in tokens]
     except (TypeError, ValueError, KeyError) as error:
         raise ValueError(f"{source} has an added token that cannot be read ({error}).") from None
 
 
-def _parsed(values: Mapping[str, Any], source: str) -> dict[str, Any]:
+def _parse(values: Mapping[str, Any], source: str) -> dict[str, Any]:
     """Returns those of `values` that are settings, checked; None counts as not given."""
     parsed, problems = {}, []
     for name, (parse, expected) in _CHECKS.items():

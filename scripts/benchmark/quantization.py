@@ -207,7 +207,7 @@ def embedded_table(found: dict[str, Any]) -> str:
         " top-1 | picture of a name, top-1 |",
         "|---|---|---|---|---|---|---|---|",
     ]
-    for name, own in ordered(found):
+    for name, own in order(found):
         shares = [f"{own[key]:,} ({own[key] / base[key]:.3f})" for key in ("on_disk", "resident")]
         change = [
             f"{100 * own[key]:.2f} % ({100 * (own[key] - base[key]):+.2f})"
@@ -232,7 +232,7 @@ def full_table(found: dict[str, Any]) -> str:
         " images, MB | captions / photographs, s | cosine to float32, images | texts | same best answer |",
         "|---|---|---|---|---|---|---|---|---|---|",
     ]
-    for name, own in ordered(found):
+    for name, own in order(found):
         cells = [
             name,
             *(f"{own[key] / 1e6:,.0f} ({own[key] / base[key]:.3f})" for key in ("on_disk", "resident")),
@@ -247,7 +247,7 @@ def full_table(found: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
-def ordered(found: dict[str, Any]) -> list[tuple[str, Any]]:
+def order(found: dict[str, Any]) -> list[tuple[str, Any]]:
     """Return what was measured in the order of `SMALL`."""
     return [(name, found[name]) for name in SMALL if name in found]
 

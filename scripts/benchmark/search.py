@@ -29,14 +29,14 @@ def run(repeats: int, rows: int, width: int, *, approximate: bool) -> dict[str, 
         folder = Path(temporary)
         say("making rows")
         values, queries = heaps(rows, width, 0), heaps(512, width, 1)
-        index = written(folder, values)
+        index = write(folder, values)
         flat = faiss.IndexFlatIP(width)
         flat.add(values)
         ways: dict[str, Callable[[np.ndarray], Any]] = {
             "ours": lambda some: search(index.values, some, HITS),
             "faiss flat": lambda some: flat.search(some, HITS),
         }
-        result: dict[str, Any] = {"rows": rows, "width": width, "hits": HITS, "exact": measured(ways, queries, repeats)}
+        result: dict[str, Any] = {"rows": rows, "width": width, "hits": HITS, "exact": measure(ways, queries, repeats)}
         result["ranks_compared_with_numpy"] = compared(index.values, queries[:64])
         say(f"{result['ranks_compared_with_numpy']} ranks are numpy's")
         if not approximate:
@@ -48,10 +48,10 @@ def run(repeats: int, rows: int, width: int, *, approximate: bool) -> dict[str, 
         built = {"seconds": time.perf_counter() - begin, "recipe": told.recipe, "probes": told.probes}
         say(f"built in {built['seconds']:,.0f} s: {told.recipe}, {told.probes} probes, recall {told.recall}")
         ways["approximate"] = lambda some: opened.search(some, HITS)
-        return result | {"approximate": {**built, "recall": told.recall, "lines": measured(ways, queries, repeats)}}
+        return result | {"approximate": {**built, "recall": told.recall, "lines": measure(ways, queries, repeats)}}
 
 
-def measured(ways: dict[str, Callable[[np.ndarray], Any]], queries: np.ndarray, repeats: int) -> list[dict[str, Any]]:
+def measure(ways: dict[str, Callable[[np.ndarray], Any]], queries: np.ndarray, repeats: int) -> list[dict[str, Any]]:
     """Return how many queries a second each way answers, given one, 64 or 512 at a time."""
     lines = []
     for count in (1, 64, 512):
@@ -92,7 +92,7 @@ def heaps(rows: int, width: int, seed: int) -> np.ndarray:
     return values
 
 
-def written(folder: Path, values: np.ndarray) -> Index:
+def write(folder: Path, values: np.ndarray) -> Index:
     """Return an index of rows that are not of anything."""
     np.save(folder / "images.npy", values)
     np.save(folder / "images.offsets.npy", np.zeros(len(values) + 1, np.int64))

@@ -59,13 +59,13 @@ def rows(repeats: int, batch: int) -> list[dict[str, Any]]:
         try:
             for server in servers.values():
                 server.ask("ready")
-            return measured(servers, repeats, batch, parameters)
+            return measure(servers, repeats, batch, parameters)
         finally:
             for server in servers.values():
                 server.close()
 
 
-def measured(servers: dict[str, Process], repeats: int, batch: int, parameters: int) -> list[dict[str, Any]]:
+def measure(servers: dict[str, Process], repeats: int, batch: int, parameters: int) -> list[dict[str, Any]]:
     """Return times and memory of each of our forms beside torch's."""
     losses = {side: [server.ask("step")["loss"] for _ in range(2)] for side, server in servers.items()}
     for side, found in losses.items():

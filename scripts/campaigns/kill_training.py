@@ -76,7 +76,7 @@ def campaign(folder: Path, kills: int, seed: int, steps: int) -> dict[str, Any]:
     start = time.perf_counter()
     finish(folder, "undisturbed")
     seconds = time.perf_counter() - start
-    expected, lines = final_state(folder / "undisturbed", steps), logged(folder / "undisturbed")
+    expected, lines = final_state(folder / "undisturbed", steps), read_log(folder / "undisturbed")
     moments, killed_at, differences, runs = random.Random(seed), [], [], 0
     while len(killed_at) < kills:
         runs += 1
@@ -97,7 +97,7 @@ def campaign(folder: Path, kills: int, seed: int, steps: int) -> dict[str, Any]:
         finish(folder, name)
         found = final_state(folder / name, steps)
         differences += [f"{name}: {key}" for key in expected if not np.array_equal(expected[key], found[key])]
-        differences += [f"{name}: another log"] if logged(folder / name) != lines else []
+        differences += [f"{name}: another log"] if read_log(folder / name) != lines else []
         shutil.rmtree(folder / name)
     return {
         "kills": len(killed_at),
@@ -151,7 +151,7 @@ def final_state(run: Path, steps: int) -> dict[str, np.ndarray]:
     }
 
 
-def logged(run: Path) -> list[tuple[Any, ...]]:
+def read_log(run: Path) -> list[tuple[Any, ...]]:
     """Return what the log tells of each step, but for how fast it went."""
     entries = [json.loads(line) for line in (run / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
     return [(entry["step"], entry.get("loss"), json.dumps(entry.get("evaluation"))) for entry in entries]

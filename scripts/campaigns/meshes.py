@@ -234,13 +234,13 @@ def member(
     shared = {"coordinator": address, "processes": processes, "process": process} if processes > 1 else {}
     join(Membership(**shared, local_devices=devices, heartbeat_timeout=60))
     for mesh, result in zip(itertools.starmap(Mesh, meshes), results, strict=True):
-        with laid_out(mesh):
+        with lay_out(mesh):
             for stage in mesh.stages:
                 measure(Path(folder), Path(result) / stage, stage, mesh.axes, steps)
 
 
 @contextlib.contextmanager
-def laid_out(mesh: Mesh) -> Iterator[None]:
+def lay_out(mesh: Mesh) -> Iterator[None]:
     """Give every mesh the devices in the order that is wanted."""
     import jax
 

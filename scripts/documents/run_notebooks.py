@@ -56,23 +56,23 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--exact", action="store_true", help="with --check: compare bytes")
     parser.add_argument("--pictures", type=Path, metavar="FOLDER", help="write the pictures of the outputs there, too")
     options = parser.parse_args(arguments)
-    failed = [path.name for path in chosen(options.names) if not _told(path, options)]
+    failed = [path.name for path in choose(options.names) if not _run_one(path, options)]
     if failed:
         print(f"not as it should be: {', '.join(failed)}")
     return 1 if failed else 0
 
 
-def chosen(names: Sequence[str]) -> list[Path]:
+def choose(names: Sequence[str]) -> list[Path]:
     """Returns the notebooks that are meant."""
     if not names:
         return sorted(NOTEBOOKS.glob("*.ipynb"))
     return [path if (path := Path(name)).is_file() else NOTEBOOKS / f"{path.stem}.ipynb" for name in names]
 
 
-def _told(path: Path, options: argparse.Namespace) -> bool:
+def _run_one(path: Path, options: argparse.Namespace) -> bool:
     before = _read(path, as_version=4)
     try:
-        after = executed(before, path.parent)
+        after = execute(before, path.parent)
     except CellExecutionError as error:
         print(f"{path.name}: {error}")
         return False
@@ -90,7 +90,7 @@ def _told(path: Path, options: argparse.Namespace) -> bool:
     return not problems
 
 
-def executed(notebook: Any, folder: Path) -> Any:
+def execute(notebook: Any, folder: Path) -> Any:
     """Returns a copy that ran in a folder, without what differs from one execution to the next.
 
     Raises:
@@ -119,20 +119,20 @@ def executed(notebook: Any, folder: Path) -> Any:
             # sockets in the scratch folder: kernels side by side cannot take each other's ports
             manager.transport, manager.ip = "ipc", str(Path(scratch) / "kernel")
         client.execute(env=environment)
-    return stripped(copy)
+    return strip(copy)
 
 
-def stripped(notebook: Any) -> Any:
+def strip(notebook: Any) -> Any:
     """Returns a notebook of which only text, code and outputs are left."""
     notebook.metadata = _node(_METADATA)
     for cell in notebook.cells:
         cell.metadata = _node({})
         if cell.cell_type == "code":
-            cell.outputs = list(_joined(cell.outputs))
+            cell.outputs = list(_join(cell.outputs))
     return notebook
 
 
-def _joined(outputs: Sequence[Any]) -> Iterator[Any]:
+def _join(outputs: Sequence[Any]) -> Iterator[Any]:
     """Yields outputs with what was printed as one text, however many pieces it came in."""
     last = None
     for output in outputs:
@@ -170,7 +170,7 @@ def differences(before: Any, after: Any, *, exact: bool) -> list[str]:
     for number, (old, new) in enumerate(zip(before.cells, after.cells, strict=True), start=1):
         if old.cell_type != "code":
             continue
-        left, right = list(_shown(old.outputs)), list(_shown(new.outputs))
+        left, right = list(_show(old.outputs)), list(_show(new.outputs))
         if [kind for kind, _ in left] != [kind for kind, _ in right]:
             found.append(f"cell {number} shows {[kind for kind, _ in right]}, was {[kind for kind, _ in left]}")
             continue
@@ -187,7 +187,7 @@ def differences(before: Any, after: Any, *, exact: bool) -> list[str]:
     return found
 
 
-def _shown(outputs: Sequence[Any]) -> Iterator[tuple[str, str]]:
+def _show(outputs: Sequence[Any]) -> Iterator[tuple[str, str]]:
     for output in outputs:
         if output.output_type == "stream":
             yield output.name, output.text

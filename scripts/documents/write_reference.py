@@ -115,10 +115,10 @@ def options_of(parser: argparse.ArgumentParser) -> Iterator[str]:
             yield f"\n**{(group.title or '').capitalize()}**{said}\n"
         yield f"\n| {'argument' if group.title == 'positional arguments' else 'option'} | |\n|---|---|\n"
         for action in actions:
-            yield f"| {written(action)} | {explained(action, parser)} |\n"
+            yield f"| {write_option(action)} | {explain(action, parser)} |\n"
 
 
-def written(action: argparse.Action) -> str:
+def write_option(action: argparse.Action) -> str:
     """Returns an option as one writes it."""
     if action.choices is not None:
         value = "{" + ",".join(map(str, action.choices)) + "}"
@@ -129,7 +129,7 @@ def written(action: argparse.Action) -> str:
     return f"`{f'{names} {value}'.strip()}`"
 
 
-def explained(action: argparse.Action, parser: argparse.ArgumentParser) -> str:
+def explain(action: argparse.Action, parser: argparse.ArgumentParser) -> str:
     """Returns what a table's cell says of an option."""
     help_text = (action.help or "") % {**vars(action), "prog": parser.prog}
     required = "**needed**; " if action.required and action.option_strings else ""

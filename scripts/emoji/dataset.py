@@ -20,7 +20,7 @@ from typing import Any
 from altclip_jax.files.json_file import read_json_object, write_bytes, write_json
 from scripts.emoji.designs import DESIGNS
 from scripts.emoji.keywords import aligned_keywords
-from scripts.emoji.output import encoded, write_notice, write_pairs, write_records, write_shards
+from scripts.emoji.output import encode, write_notice, write_pairs, write_records, write_shards
 from scripts.emoji.packages import (
     DERIVED_NAMES,
     LABELS,
@@ -31,7 +31,7 @@ from scripts.emoji.packages import (
     Concept,
     Packages,
     flag_of,
-    folded,
+    fold,
     read_concepts,
     read_labels,
     read_locale_names,
@@ -94,7 +94,7 @@ def build(options: argparse.Namespace, tell: Callable[[str], None]) -> dict[str,
     for name, design in designs.items():
         drawn = design.pictures(packages, design.package, concepts, options.size)
         tell(f"drawing {len(drawn)} pictures of {name}")
-        pictures[name] = {code: encoded(draw()) for code, draw in drawn.items()}
+        pictures[name] = {code: encode(draw()) for code, draw in drawn.items()}
     counts = {
         name: {"concepts": len(drawn), "held_out": sum(concept.code in drawn for concept in roles["held_out"])}
         for name, drawn in pictures.items()
@@ -147,7 +147,7 @@ def _drop_twins(train: Pictures, kept_out: set[str], pictures: Pictures) -> list
 def _captions(concepts: Sequence[Concept], kept_out: set[str], names_only: bool) -> tuple[Captions, list[str]]:
     """Returns the captions of each concept, and the keywords that would tell the name of a concept that is kept out."""
     names = {
-        (language, folded(texts[0]))
+        (language, fold(texts[0]))
         for concept in concepts
         for language, texts in concept.captions.items()
         if concept.code in kept_out
@@ -158,8 +158,8 @@ def _captions(concepts: Sequence[Concept], kept_out: set[str], names_only: bool)
         captions[concept.code] = {}
         for language, (name, *keywords) in concept.captions.items():
             if concept.code not in kept_out:
-                repeated += [f"{text} ({language})" for text in keywords if (language, folded(text)) in names]
-                keywords = [text for text in keywords if (language, folded(text)) not in names]
+                repeated += [f"{text} ({language})" for text in keywords if (language, fold(text)) in names]
+                keywords = [text for text in keywords if (language, fold(text)) not in names]
             captions[concept.code][language] = [name] if names_only else [name, *keywords]
     return captions, repeated
 
@@ -191,12 +191,12 @@ def _write_texts(
             counts[file] = write_pairs(options.output / file, pairs)
     if not options.sample:
         kept_out = roles["second"] + roles["held_out"]
-        names = {folded(text) for concept in kept_out for texts in concept.captions.values() for text in texts}
+        names = {fold(text) for concept in kept_out for texts in concept.captions.values() for text in texts}
         flags = {concept.code for concept in kept_out}
         pairs = [
             (english, text, language)
             for code, english, language, text in read_locale_names(packages, options.languages)
-            if flag_of(code) not in flags and not {folded(english), folded(text)} & names
+            if flag_of(code) not in flags and not {fold(english), fold(text)} & names
         ]
         counts["parallel_locales.tsv"] = write_pairs(options.output / "parallel_locales.tsv", pairs)
         aligned = aligned_keywords(captions[concept.code] for concept in roles["train"])

@@ -58,7 +58,7 @@ class TestSet:
         return [place for place, _ in pairs], [number for _, number in pairs]
 
 
-def measured(folder: Path, test: TestSet, languages: Sequence[str]) -> dict[str, dict[str, Any]]:
+def measure(folder: Path, test: TestSet, languages: Sequence[str]) -> dict[str, dict[str, Any]]:
     """Return a model's numbers by language."""
     print(f"measuring {folder}", file=sys.stderr, flush=True)
     clip = AltCLIP.from_pretrained(folder)

@@ -40,7 +40,7 @@ _WHERE = {
 }
 
 
-def encoded(picture: Image.Image) -> bytes:
+def encode(picture: Image.Image) -> bytes:
     """Returns a picture as lossless WebP with its transparency; pixels that cannot be seen lose their colour."""
     buffer = io.BytesIO()
     picture.save(buffer, "WEBP", lossless=True, quality=100, method=4)  # 6: 2% smaller in nineteen times the time

@@ -142,7 +142,7 @@ def bare(code: str) -> str:
     return "-".join(point for point in code.split("-") if point != "fe0f")
 
 
-def folded(text: str) -> str:
+def fold(text: str) -> str:
     """Returns what two captions have in common if they read the same."""
     return " ".join(unicodedata.normalize("NFKC", text).casefold().split())
 
@@ -151,5 +151,5 @@ def _captions(annotation: dict[str, list[str]]) -> list[str]:
     """Returns the name and then the keywords, each once."""
     texts: dict[str, str] = {}
     for text in (*annotation["tts"], *annotation.get("default", [])):
-        texts.setdefault(folded(text), " ".join(text.split()))
+        texts.setdefault(fold(text), " ".join(text.split()))
     return list(texts.values())

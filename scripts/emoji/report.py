@@ -26,7 +26,7 @@ import numpy as np
 from altclip_jax.assets import default_checkpoint
 from altclip_jax.evaluation.retrieval import chance
 from altclip_jax.files.json_file import read_json_object, write_bytes, write_json
-from scripts.emoji.measuring import TestSet, measured, pixel_neighbour
+from scripts.emoji.measuring import TestSet, measure, pixel_neighbour
 
 ROOT = Path(__file__).parents[2]
 RECIPES = ROOT / "recipes" / "emoji" / "full"
@@ -174,8 +174,8 @@ def report(options: argparse.Namespace) -> dict[str, Any]:
     models["embedded"] = default_checkpoint()
     if options.bootstrap:
         models["bootstrap"] = options.bootstrap
-    found = {"teacher": measured(options.teacher, test, ("en",))} if options.teacher.exists() else {}
-    found |= {name: measured(folder, test, LANGUAGES) for name, folder in models.items()}
+    found = {"teacher": measure(options.teacher, test, ("en",))} if options.teacher.exists() else {}
+    found |= {name: measure(folder, test, LANGUAGES) for name, folder in models.items()}
     if options.keep:
         earlier = read_json_object(options.keep)["models"]
         found = {name: earlier[name] for name in earlier if name not in found} | found

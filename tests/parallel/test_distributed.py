@@ -20,7 +20,7 @@ sys.exit(Job([[sys.executable, "-c", program] for program in sys.argv[1:]]).run(
 """
 PROGRAM = """
 import argparse, os, signal, sys, time
-from altclip_jax.cli.processes import add_process_options, joined
+from altclip_jax.cli.processes import add_process_options, join
 parser = argparse.ArgumentParser()
 add_process_options(parser)
 os.environ["SLURM_PROCID"] = os.environ["SLURM_LOCALID"] = "{process}"  # read where the rest of Slurm is there
@@ -36,7 +36,7 @@ def total():
                         out_specs=jax.sharding.PartitionSpec())
     return jax.device_count(), jax.local_device_count(), float(jax.jit(add)(values)[0])
 
-with joined(parser.parse_args({options!r})):
+with join(parser.parse_args({options!r})):
     {body}
 """
 

@@ -134,7 +134,7 @@ def assert_same_end(home, undisturbed, campaign):
         assert states[0].keys() == states[1].keys()
         for path, values in states[0].items():
             np.testing.assert_array_equal(values, states[1][path], err_msg=path)
-        assert campaign.logged(found) == campaign.logged(expected)
+        assert campaign.read_log(found) == campaign.read_log(expected)
 
     return check
 

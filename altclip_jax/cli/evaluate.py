@@ -17,7 +17,7 @@ from altclip_jax.cli.command import (
     print_json,
     several_encodings,
 )
-from altclip_jax.cli.processes import add_process_options, joined
+from altclip_jax.cli.processes import add_process_options, join
 
 if TYPE_CHECKING:
     from altclip_jax.inference.pipeline import AltCLIP
@@ -159,7 +159,7 @@ def _in_all_processes(evaluate: Callable[[argparse.Namespace], int | None]) -> C
     """Returns a command that joins the processes which its options name."""
 
     def run(options: argparse.Namespace) -> int | None:
-        with joined(options):
+        with join(options):
             return evaluate(options)
 
     return run
